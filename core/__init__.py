@@ -1,0 +1,1 @@
+"""The ground floor: contracts, formats and settings that every room shares; imports nothing of ours."""

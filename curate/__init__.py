@@ -1,0 +1,1 @@
+"""WARC records in, scored and deduplicated documents out."""

@@ -1,0 +1,1 @@
+"""One mixture YAML: planned, packed, shuffled and written as traceable shards."""

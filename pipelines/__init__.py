@@ -1,0 +1,1 @@
+"""Draws the arrows between the rooms, schedules them on Dask, resumes them and reports on them."""

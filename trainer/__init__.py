@@ -1,0 +1,1 @@
+"""Packed shards in, checkpoints out: the only room that knows torch."""
