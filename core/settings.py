@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,10 @@ def parse(text: str, name: str) -> Document:
     return doc
 
 
-_SCALAR_TAGS = {
+_KNOWN_TAGS = {
+    "tag:yaml.org,2002:map",
+    "tag:yaml.org,2002:seq",
+    "tag:yaml.org,2002:merge",
     "tag:yaml.org,2002:null",
     "tag:yaml.org,2002:bool",
     "tag:yaml.org,2002:int",
@@ -124,11 +128,13 @@ def _plain(doc: Document, node: Node, loc: Loc, depth: int, budget: list[int]) -
     budget[0] -= 1
     if depth > MAX_DEPTH or budget[0] < 0:
         if budget[0] > -2:
-            doc.problems.append(doc.problem(loc, f"nested deeper than {MAX_DEPTH} levels or larger than {MAX_NODES} values"))
+            doc.problems.append(
+                doc.problem(loc, f"nested deeper than {MAX_DEPTH} levels or larger than {MAX_NODES} values")
+            )
         budget[0] = -10
         return None
     tag = str(node.tag) if node.tag is not None else ""
-    explicit = bool(tag) and not tag.startswith("tag:yaml.org,2002:")
+    explicit = bool(tag) and tag not in _KNOWN_TAGS
     if explicit:
         doc.problems.append(doc.problem(loc, f"unknown tag `{tag}`", "write plain values; tags run no code here"))
     if isinstance(node, MappingNode):
@@ -142,15 +148,17 @@ def _plain(doc: Document, node: Node, loc: Loc, depth: int, budget: list[int]) -
             key = str(key_node.value)
             if key in out:
                 doc.key_marks[key_loc] = at
-                doc.problems.append(doc.problem(key_loc, "duplicate key", f"first at line {doc.marks[key_loc].line}", key=True))
+                doc.problems.append(
+                    doc.problem(key_loc, "duplicate key", f"first at line {doc.marks[key_loc].line}", key=True)
+                )
                 continue
             doc.key_marks[key_loc] = at
             out[key] = _plain(doc, value_node, key_loc, depth + 1, budget)
         return out
     if isinstance(node, SequenceNode):
         return [_plain(doc, child, (*loc, i), depth + 1, budget) for i, child in enumerate(node.value)]
+    assert isinstance(node, ScalarNode)
     return _scalar(node) if not explicit else str(node.value)
-
 
 
 def _scalar(node: ScalarNode) -> Any:
@@ -183,7 +191,9 @@ def parse_overrides(assignments: Sequence[str]) -> list[tuple[Loc, Any, str]]:
         if parsed.problems:
             raise ConfigError(parsed.problems)
         data = parsed.data if value.strip() else None
-        path: list[str | int] = [int(p) if p.isdigit() else p for p in key.strip().replace("[", ".").replace("]", "").split(".")]
+        path: list[str | int] = [
+            int(p) if p.isdigit() else p for p in key.strip().replace("[", ".").replace("]", "").split(".")
+        ]
         out.append((tuple(path), data, f"--set:{i}"))
     return out
 
@@ -193,7 +203,7 @@ def apply_overrides(doc: Document, overrides: Sequence[tuple[Loc, Any, str]]) ->
     for i, (path, value, place) in enumerate(overrides, 1):
         at: Any = doc.data if isinstance(doc.data, dict) else {}
         doc.data = at
-        for part, following in zip(path[:-1], path[1:], strict=True):
+        for part, following in itertools.pairwise(path):
             if isinstance(at, list) and isinstance(part, int) and part < len(at):
                 at = at[part]
             elif isinstance(at, dict):
@@ -206,7 +216,7 @@ def apply_overrides(doc: Document, overrides: Sequence[tuple[Loc, Any, str]]) ->
                 raise UsageError(f"{place}: no such path {dotted(path)}")
         last = path[-1]
         if isinstance(at, list) and isinstance(last, int) and last <= len(at):
-            at[last:last + 1] = [value]
+            at[last : last + 1] = [value]
         elif isinstance(at, dict):
             at[str(last)] = value
         else:
@@ -225,7 +235,9 @@ def read_yaml(path: str | Path, name: str | None = None) -> Document:
     except FileNotFoundError as error:
         raise UsageError(f"no such file: {path}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError([Problem(name or str(path), 1, 1, "", f"not UTF-8: {error.reason} at byte {error.start}")]) from error
+        raise ConfigError(
+            [Problem(name or str(path), 1, 1, "", f"not UTF-8: {error.reason} at byte {error.start}")]
+        ) from error
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     return parse(text, name or str(path))
@@ -261,7 +273,9 @@ def validate(doc: Document, model: type[M]) -> tuple[M | None, list[Problem]]:
     return (value if not problems else None), problems
 
 
-def load(path: str | Path, model: type[M], *, overrides: Sequence[str] = (), name: str | None = None) -> tuple[M, Document]:
+def load(
+    path: str | Path, model: type[M], *, overrides: Sequence[str] = (), name: str | None = None
+) -> tuple[M, Document]:
     """Read, override and validate one YAML file. Raises ConfigError with all problems at once."""
     doc = read_yaml(path, name)
     if not (doc.problems and doc.data is None):
@@ -272,22 +286,29 @@ def load(path: str | Path, model: type[M], *, overrides: Sequence[str] = (), nam
     return value, doc
 
 
-def data_loc(loc: Sequence[str | int], data: Any) -> Loc:
+_ABSENT = object()
+
+
+def data_loc(loc: Sequence[str | int], data: object) -> Loc:
     """A pydantic error path without the parts that name union members rather than data."""
     out: list[str | int] = []
     at = data
     for i, part in enumerate(loc):
-        if isinstance(at, Mapping) and part in at:
-            at = at[part]
-        elif isinstance(at, list) and isinstance(part, int) and part < len(at):
-            at = at[part]
+        child = _child(at, part)
+        if child is not _ABSENT:
+            out.append(part)
+            at = child
         elif i == len(loc) - 1 and isinstance(at, Mapping):
             out.append(part)  # a missing or misplaced key
-            break
-        else:
-            continue
-        out.append(part)
     return tuple(out)
+
+
+def _child(at: object, part: str | int) -> object:
+    if isinstance(at, list):
+        return at[part] if isinstance(part, int) and part < len(at) else _ABSENT
+    if isinstance(at, Mapping):
+        return at.get(part, _ABSENT)
+    return _ABSENT
 
 
 def _fields_at(model: type[BaseModel], loc: Sequence[str | int]) -> Iterator[str]:

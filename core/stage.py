@@ -184,7 +184,7 @@ class Stage(ABC):
     def map_tasks(self, inputs: Mapping[str, Sequence[Receipt]], names: Iterable[str] | None = None) -> list[Task]:
         stages = list(names or self.upstream)
         by_key = {stage: {r.key: r for r in inputs[stage]} for stage in stages}
-        tasks = []
+        tasks: list[Task] = []
         uses = dict(self.uses())
         for receipt in inputs[stages[0]]:
             if any(receipt.key not in by_key[stage] for stage in stages):

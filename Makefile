@@ -1,0 +1,37 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Needs Python >= 3.11, make and the package index.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+RUNS   ?= runs
+
+.PHONY: setup demo test test-slow check clean
+
+setup: $(VENV)/.gristmill
+
+$(VENV)/.gristmill: pyproject.toml constraints.txt
+	@test ! -e tokenize/__init__.py || { echo "tokenize/__init__.py shadows the standard library: remove it"; exit 1; }
+	@test -L src/gristmill/core || { echo "src/gristmill/* must be symlinks: clone with git config core.symlinks=true"; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit("gristmill needs Python 3.11 to 3.13, this is " + sys.version) if not (3, 11) <= sys.version_info[:2] <= (3, 13) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m gristmill.curate.language --install
+	@touch $@
+
+demo: setup
+	$(BIN)/gristmill sample $(RUNS)/sample
+	$(BIN)/gristmill run demo --root $(RUNS)/demo --cluster local:2 --set input.paths='["$(RUNS)/sample/*.warc.gz"]'
+	$(BIN)/gristmill report --root $(RUNS)/demo
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -m slow
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(RUNS) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,128 @@
+"""Token stores on disk: write one document after the other, read any document back, and a tokenizer's id facts.
+
+The format is that of `core.tokshards`: tokens.bin and docs.parquet (TOKEN_DOC_SCHEMA). The token width is not stored;
+it follows from the size of tokens.bin and the number of tokens that docs.parquet names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gristmill.core.docshards import TableWriter
+from gristmill.core.errors import FormatError
+from gristmill.core.hashing import sha256_bytes
+from gristmill.core.tokshards import TOKEN_DOC_SCHEMA, token_dtype
+
+SPECIALS = {
+    "bos": "<|bos|>",
+    "eos": "<|eos|>",
+    "pad": "<|pad|>",
+    "fim_prefix": "<|fim_prefix|>",
+    "fim_middle": "<|fim_middle|>",
+    "fim_suffix": "<|fim_suffix|>",
+}
+"""Role -> text of the special tokens, in id order from 0. In a corpus these texts are plain text, never these ids."""
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What packing and training need to know of a tokenizer.json, read without the `tokenizers` library."""
+
+    vocab_size: int
+    special_ids: dict[str, int]  # role -> id; the roles of SPECIALS that the file has
+    sha256: str  # of the file
+
+
+def tokenizer_facts(source: str | Path | bytes) -> TokenizerFacts:
+    """Facts of a tokenizer.json, given as a path or as its bytes. Raises FormatError when it is none."""
+    try:
+        raw = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = orjson.loads(raw)
+        ids = [int(i) for i in data["model"]["vocab"].values()]
+        added = {str(t["content"]): int(t["id"]) for t in data["added_tokens"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        name = "the tokenizer" if isinstance(source, bytes) else source
+        raise FormatError(f"{name} is no BPE tokenizer.json: {error}") from error
+    special = {role: added[text] for role, text in SPECIALS.items() if text in added}
+    return TokenizerFacts(max([*ids, *added.values()], default=-1) + 1, special, sha256_bytes(raw))
+
+
+class StoreWriter:
+    """Writes a token store in batches. Use as a context manager; memory is bounded by one batch."""
+
+    def __init__(self, tokens_path: Path, docs_path: Path, vocab_size: int) -> None:
+        self.dtype = token_dtype(vocab_size)
+        self.tokens = 0
+        self._bin = open(tokens_path, "wb")  # noqa: SIM115  closed by __exit__
+        self._docs = TableWriter(docs_path, TOKEN_DOC_SCHEMA)
+
+    def write(self, documents: Sequence[np.ndarray], columns: pa.Table) -> None:
+        """Append documents: per document its ids (closing eos included), and a table of the other columns.
+
+        `columns` has one row per document and every column of TOKEN_DOC_SCHEMA but `offset` and `length`.
+        Raises ValueError when the row counts differ.
+        """
+        if len(documents) != columns.num_rows:
+            raise ValueError(f"{len(documents)} documents for {columns.num_rows} rows")
+        if not documents:
+            return
+        lengths = np.fromiter((len(d) for d in documents), np.int64, len(documents))
+        offsets = self.tokens + np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        self._bin.write(np.concatenate(documents).astype(self.dtype, casting="same_kind").tobytes())
+        table = columns.append_column("offset", pa.array(offsets, pa.int64()))
+        self._docs.write(table.append_column("length", pa.array(lengths, pa.int32())))
+        self.tokens += int(lengths.sum())
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bin.close()
+        self._docs.__exit__(*error)
+
+
+class TokenStore:
+    """A token store opened for reading; tokens are memory-mapped.
+
+    `docs` is the whole document table, `offsets` (docs,) and `lengths` (docs,) are int64 in tokens.
+    Raises FormatError when the files are damaged or do not belong together.
+    """
+
+    def __init__(self, tokens_path: str | Path, docs_path: str | Path) -> None:
+        self.path = Path(tokens_path)
+        try:
+            size = self.path.stat().st_size
+            self.docs: pa.Table = pq.read_table(docs_path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise FormatError(f"{tokens_path}, {docs_path}: no token store: {error}") from error
+        if not self.docs.schema.equals(TOKEN_DOC_SCHEMA):
+            raise FormatError(f"{docs_path} has other columns than a token store's documents")
+        self.offsets: np.ndarray = self.docs["offset"].to_numpy()
+        self.lengths: np.ndarray = self.docs["length"].to_numpy().astype(np.int64)
+        ends = np.cumsum(self.lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        if (self.lengths < 0).any() or not np.array_equal(self.offsets, ends - self.lengths):
+            raise FormatError(f"{docs_path}: documents do not stand back to back")
+        widths = {total * width: dtype for width, dtype in ((2, "<u2"), (4, "<u4"))}
+        if size not in widths:
+            raise FormatError(f"{self.path} has {size} bytes, its documents have {total} tokens")
+        self.dtype: np.dtype[Any] = np.dtype(widths[size] if total else "<u2")
+        self.data: np.ndarray = np.memmap(self.path, self.dtype, "r") if total else np.empty(0, self.dtype)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def tokens(self, doc: int) -> np.ndarray:
+        """(length,) ids of one document, closing eos included; a view of the file. Raises IndexError."""
+        if not 0 <= doc < len(self):
+            raise IndexError(f"document {doc} of {len(self)}")
+        start = int(self.offsets[doc])
+        return self.data[start : start + int(self.lengths[doc])]

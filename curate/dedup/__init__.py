@@ -1,0 +1,1 @@
+"""Exact and near-duplicate detection: signatures, groups, components, leaders and the keep policy, all in numpy."""

@@ -1,0 +1,178 @@
+"""Decides on a page by its URL: datatrove's URLFilter verdicts with datatrove's lists, held in 36 MB instead of 500.
+
+The rules, in order, first match wins (datatrove's `URLFilter.filter`; its names in brackets):
+url.domain [domain]               the registered domain is listed
+url.subdomain [subdomain]         the whole host name is listed
+url.url [url]                     the URL is listed
+url.hard_word [hard_blacklisted]  a word of the URL, split at non-alphanumerics and case-sensitive, is a hard word
+url.soft_words [soft_blacklisted] at least `soft_words` different words of the URL are soft words
+url.subword [blacklisted_subword] a banned subword stands in the URL, lower-cased and stripped of non-alphanumerics
+
+Two quirks are datatrove's and kept. Its URL list is stripped to lower-case alphanumerics when read and compared with
+the URL as it stands, so `url.url` almost never applies. Host names are compared as written, so upper case escapes.
+One thing differs: tldextract reads its packaged public suffix list, never the network or a cache, so that verdicts
+are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from xxhash import xxh3_64_intdigest as _hash
+
+from gristmill.core.hashing import digest, sha256_file
+from gristmill.curate.schema import Urls
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_ARCHIVE = "url_filterblacklistsv0_3_0.tar.gz"
+_FILES = (_ARCHIVE, "banned_words.txt", "banned_subwords.txt", "soft_banned_words.txt")
+_NOT_ALPHANUMERIC = re.compile(r"[^a-zA-Z0-9]+")
+_PIECE = 1 << 20
+_HASH = ord("#")
+
+
+@dataclass(frozen=True)
+class UrlLists:
+    """datatrove's lists: domains as sorted 64-bit hashes, the rest as sets of words.
+
+    4,558,939 domains, so a URL that is not listed is taken for listed with odds of 2 x 4.6e6 / 2^64 = 5e-13.
+    """
+
+    domains: np.ndarray  # (n,) uint64, sorted
+    urls: frozenset[str]
+    hard_words: frozenset[str]
+    soft_words: frozenset[str]
+    subwords: tuple[str, ...]
+
+    def has_domain(self, name: str) -> bool:
+        import numpy as np
+
+        if not name:
+            return False
+        key = np.uint64(_hash(name.encode("utf-8", "surrogatepass")))
+        place = int(self.domains.searchsorted(key))
+        return place < len(self.domains) and bool(self.domains[place] == key)
+
+
+class UrlRules:
+    """The URL rules of a recipe. Building it reads datatrove's lists once per process (1 s)."""
+
+    def __init__(self, settings: Urls) -> None:
+        self.settings = settings
+        self._lists: UrlLists | None = None
+        if settings.lists == "off":
+            return
+        import ahocorasick
+        from tldextract import TLDExtract
+
+        self._lists = load_lists()
+        self._split = TLDExtract(cache_dir=None, suffix_list_urls=())
+        self._subwords = ahocorasick.Automaton(ahocorasick.STORE_INTS)
+        for i, word in enumerate(self._lists.subwords):
+            self._subwords.add_word(word, i)
+        self._subwords.make_automaton()
+
+    def check(self, url: str) -> str | None:
+        """The reason to drop this URL, or None to keep it."""
+        lists = self._lists
+        if lists is None or not url:
+            return None
+        host = self._split(url)
+        if lists.has_domain(host.top_domain_under_public_suffix):
+            return "url.domain"
+        if lists.has_domain(host.fqdn):
+            return "url.subdomain"
+        if url in lists.urls:
+            return "url.url"
+        words = set(_NOT_ALPHANUMERIC.split(url))
+        if not words.isdisjoint(lists.hard_words):
+            return "url.hard_word"
+        if len(words & lists.soft_words) >= self.settings.soft_words:
+            return "url.soft_words"
+        if next(self._subwords.iter(_normal(url)), None) is not None:
+            return "url.subword"
+        return None
+
+
+def uses(settings: Urls) -> dict[str, str]:
+    """What decides the verdicts: the lists' digest and the version of tldextract with its suffix list."""
+    if settings.lists == "off":
+        return {}
+    return {"url_lists": f"datatrove {version('datatrove')} {lists_digest()[:16]}", "tldextract": version("tldextract")}
+
+
+def lists_digest() -> str:
+    """sha256 over the digests of the four list files."""
+    stats = [(path, path.stat()) for path in map(asset, _FILES)]
+    return digest([_file_digest(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats])
+
+
+@lru_cache(maxsize=16)
+def _file_digest(path: str, size: int, mtime_ns: int) -> str:
+    return sha256_file(path)
+
+
+@lru_cache(maxsize=1)
+def load_lists() -> UrlLists:
+    """Read datatrove's lists from its package data."""
+    import numpy as np
+
+    words = {name: frozenset(_word_list(asset(name))) for name in _FILES[1:]}
+    domains = np.empty(0, np.uint64)
+    urls: frozenset[str] = frozenset()
+    with tarfile.open(asset(_ARCHIVE), "r|gz") as archive:
+        for member in archive:
+            file = archive.extractfile(member)
+            if file is None:
+                continue
+            if member.name.endswith("domains"):
+                parts = [np.fromiter(map(_hash, lines), np.uint64, len(lines)) for lines in _lines(file)]
+                domains = np.concatenate(parts)
+                domains.sort()  # np.unique hashes first: five times slower here
+            elif member.name.endswith("urls"):
+                urls = frozenset(_normal(line.decode()) for lines in _lines(file) for line in lines)
+    assert len(domains), f"{_ARCHIVE} holds no domains"
+    subwords = tuple(sorted(words["banned_subwords.txt"] - {""}))
+    return UrlLists(domains, urls, words["banned_words.txt"], words["soft_banned_words.txt"], subwords)
+
+
+@lru_cache(maxsize=8)
+def asset(name: str) -> Path:
+    """A file of datatrove's package data, found without importing datatrove (0.5 s)."""
+    spec = find_spec("datatrove")
+    assert spec is not None, "datatrove is a dependency"
+    assert spec.submodule_search_locations, "datatrove is a package"
+    return Path(next(iter(spec.submodule_search_locations))) / "assets" / name
+
+
+def _lines(file: IO[bytes]) -> Iterator[list[bytes]]:
+    """Lines stripped, without comments and empty ones, in pieces of about 1 MiB."""
+    rest = b""
+    while True:
+        piece = file.read(_PIECE)
+        lines = (rest + piece).split(b"\n")
+        rest = lines.pop() if piece else b""
+        yield [line for line in map(bytes.strip, lines) if line and line[0] != _HASH]
+        if not piece:
+            return
+
+
+def _word_list(path: Path) -> Iterator[str]:
+    with open(path, encoding="utf-8") as f:
+        for line in f:
+            if not line.startswith("#"):
+                yield _normal(line)
+
+
+def _normal(text: str) -> str:
+    return _NOT_ALPHANUMERIC.sub("", text).lower()

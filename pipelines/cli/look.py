@@ -1,0 +1,179 @@
+"""Commands that only read: show, drops, diff, find, trace, report, schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gristmill.core.errors import UsageError
+from gristmill.pipelines.cli.options import json_option, print_json, root_option
+
+
+@click.command()
+@root_option()
+@click.option("--by", type=click.Choice(["file"]), help="Also one ledger per input file.")
+@json_option
+def show(root: Path, by: str | None, as_json: bool) -> None:
+    """The ledger: rows in and out of every stage, every drop reason with its count, and a content digest.
+
+    \b
+    Example:
+      gristmill show --root mill --by file
+    """
+    from gristmill.pipelines import views
+
+    view = views.show(root, by_file=by == "file")
+    if as_json:
+        print_json(view)
+    else:
+        click.echo(views.render_show(view))
+
+
+@click.command()
+@click.argument("reason", required=False)
+@root_option()
+@click.option("-n", "count", default=5, show_default=True, help="Documents to print.")
+@click.option("--seed", default=0, show_default=True, help="Which sample.")
+@click.option("--chars", default=300, show_default=True, help="Characters of each text.")
+@json_option
+def drops(reason: str | None, root: Path, count: int, seed: int, chars: int, as_json: bool) -> None:
+    """Print dropped documents with the measured value and its threshold; without REASON, list reasons.
+
+    \b
+    Example:
+      gristmill drops gopher.too_few_stop_words -n 3 --root mill
+    """
+    from gristmill.pipelines import dropped
+
+    if reason is None:
+        totals = dropped.reasons(root)
+        if as_json:
+            print_json(totals)
+        for stage, name, n in [] if as_json else totals:
+            click.echo(f"{n:>9,}  {name:<36} {stage}")
+        return
+    found = dropped.sample_of(root, reason, count, seed, chars)
+    if as_json:
+        print_json(found)
+        return
+    for row in found:
+        click.echo(dropped.render(row))
+
+
+@click.command()
+@click.argument("one", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("two", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@json_option
+def diff(one: Path, two: Path, as_json: bool) -> None:
+    """Compare two roots stage by stage, by content: same digests, or which files and counts differ.
+
+    \b
+    Example:
+      gristmill diff mill mill-before
+    """
+    from gristmill.pipelines import views
+
+    rows = views.diff_roots(one, two)
+    if as_json:
+        print_json({"format": "gristmill-diff-1", "stages": rows})
+        return
+    for row in rows:
+        if row.get("only_in"):
+            click.echo(f"{row['stage']:<18} only in {row['only_in']}")
+        elif row["same"]:
+            click.echo(f"{row['stage']:<18} same")
+        else:
+            changes = [f"{k} {a:,} → {b:,}" for k, (a, b) in {**row["counts"], **row["drops"]}.items()]
+            click.echo(f"{row['stage']:<18} DIFFERS in {len(row['files'])} tasks  {'; '.join(changes)}")
+
+
+@click.command()
+@click.argument("what")
+@root_option()
+@json_option
+def find(what: str, root: Path, as_json: bool) -> None:
+    """What became of a document (by id or URL): kept or dropped and why, and every row that trains on it.
+
+    \b
+    Example:
+      gristmill find https://docs.example/page-1 --root mill
+    """
+    from gristmill.pipelines import tracing
+
+    found = tracing.find(root, what)
+    if as_json:
+        print_json(found)
+        return
+    if not found["documents"]:
+        raise UsageError(f"no record of {what!r} in {root}")
+    for doc in found["documents"]:
+        click.echo(
+            f"{doc['id']}  {doc['url']}\n  {doc['warc_file']} {doc['warc_offset']}+{doc['warc_length']}\n  {doc['fate']}"
+        )
+    for place in found["places"]:
+        click.echo(
+            f"  trained on: phase {place['phase']} row {place['row']} position {place['row_start']} ({place['length']} tokens)"
+        )
+
+
+@click.command()
+@root_option()
+@click.option("--step", type=click.IntRange(1), help="All documents of this training step (from 1).")
+@click.option("--token", metavar="PHASE:ROW:POS", help="The document behind one token of a packed row.")
+@click.option("--run", "run_id", metavar="ID", help="A training run of this root. Default: the latest.")
+@click.option(
+    "--verify", is_flag=True, help="Cut each range, extract and encode it again, compare with the row's tokens."
+)
+@json_option
+def trace(root: Path, step: int | None, token: str | None, run_id: str | None, verify: bool, as_json: bool) -> None:
+    """From tokens back to WARC records: URL, file, offset, length, source and span.
+
+    \b
+    Examples:
+      gristmill trace --root runs/demo --step 12
+      gristmill trace --root runs/demo --token warm:17:40 --verify
+    """
+    from gristmill.pipelines import tracing
+
+    if (step is None) == (token is None):
+        raise UsageError("give either --step N or --token PHASE:ROW:POS")
+    rows = (
+        tracing.trace_step(root, step, run_id) if step is not None else [tracing.trace_token(root, token or "", run_id)]
+    )
+    if verify:
+        tracing.verify(root, rows, run_id)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        click.echo(tracing.render(row))
+
+
+@click.command()
+@root_option()
+@json_option
+def report(root: Path, as_json: bool) -> None:
+    """A summary of a root: the funnel, the tokenizer, the plan, the training run and a line of generated text."""
+    from gristmill.pipelines import summary
+
+    found = summary.collect(root)
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(summary.render(found))
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["recipe", "mixture", "train"]), default="recipe")
+def schema(kind: str) -> None:
+    """Print the JSON Schema of a YAML file, for editors and for reading: every setting with its unit.
+
+    \b
+    Example:
+      gristmill schema mixture > mixture.schema.json
+    """
+    from gristmill.pipelines.schema import Mixture, Recipe, TrainRun
+
+    model = {"recipe": Recipe, "mixture": Mixture, "train": TrainRun}[kind]
+    print_json(model.model_json_schema(by_alias=True))

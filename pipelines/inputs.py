@@ -1,0 +1,79 @@
+"""Raw inputs as receipts of a pseudo-stage `input`: a name, a URL and a tag that changes when the file does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+import orjson
+
+from gristmill.core.errors import UsageError
+from gristmill.core.manifest import write_atomic
+from gristmill.core.stage import Receipt, Shard
+
+
+class TagCache(MutableMapping[str, str]):
+    """Digests of small local inputs by (path, size, mtime), kept in ROOT/cache/inputs.json so that `plan` reads no file twice."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / "cache" / "inputs.json"
+        try:
+            data = orjson.loads(self.path.read_bytes())
+        except (OSError, ValueError):
+            data = {}
+        self._data: dict[str, str] = data if isinstance(data, dict) else {}
+        self._changed = False
+
+    def __getitem__(self, key: str) -> str:
+        return self._data[key]
+
+    def __setitem__(self, key: str, value: str) -> None:
+        self._changed = True
+        self._data[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        self._changed = True
+        del self._data[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def save(self) -> None:
+        if self._changed:
+            write_atomic(self.path, orjson.dumps(self._data))
+
+
+def list_inputs(paths: list[str], root: Path, *, save: bool) -> list[Receipt]:
+    """The input files of a recipe in name order. Raises UsageError when there are none or two share a name."""
+    from gristmill.curate.warc import expand_inputs
+
+    if not paths:
+        raise UsageError("the recipe has no input", hint="""--set input.paths='["crawl/*.warc.gz"]'""")
+    cache = TagCache(root)
+    found = expand_inputs(paths, cache)
+    if save:
+        cache.save()
+    out = []
+    for i, item in enumerate(found):
+        shard = Shard(item.url, item.name, item.tag, item.bytes)
+        out.append(Receipt("input", 1, "", item.name, {}, {}, {}, [shard], 0, 0, None, 0, {}, 0.0, "", "", ordinal=i))
+    return out
+
+
+def remember_inputs(root: Path, inputs: list[Receipt]) -> None:
+    """Keep where each input was read from in ROOT/inputs.json: `trace` takes a document back to its file."""
+    known = input_places(root)
+    known.update({r.key: r.outputs[0].path for r in inputs})
+    write_atomic(root / "inputs.json", orjson.dumps(known, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+
+
+def input_places(root: Path) -> dict[str, str]:
+    """Input-relative name -> path or URL, for every input that any run of this root read."""
+    try:
+        data = orjson.loads((root / "inputs.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {str(k): str(v) for k, v in data.items()} if isinstance(data, dict) else {}

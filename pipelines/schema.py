@@ -1,0 +1,106 @@
+"""A recipe: the YAML that names the input, the curation, the tokenizer, the mixture and the training run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from gristmill.core.errors import ConfigError, Problem, UsageError
+from gristmill.core.places import find_yaml
+from gristmill.core.settings import Document, Settings, apply_overrides, parse_overrides, read_yaml, validate
+from gristmill.curate.schema import Curate
+from gristmill.mixes.schema import Mixture
+from gristmill.tokenize.schema import Tokenizer
+from gristmill.trainer.schema import TrainRun
+
+S = TypeVar("S", bound=Settings)
+
+
+class Input(Settings):
+    """What is read."""
+
+    paths: list[str] = []
+    """Globs, files or fsspec URLs of .warc(.gz), .arc(.gz) files, or CommonCrawl `warc.paths(.gz)` lists."""
+    source: str = "web"
+    """A name for this crawl, kept with every document's tokens."""
+
+
+class Shards(Settings):
+    """How packed shards are cut."""
+
+    shard_bytes: int = 64 << 20
+    """Bytes of one packed .bin, at most (rounded down to whole rows)."""
+
+
+class Recipe(Settings):
+    """One pipeline, from WARC files to a checkpoint. Parts left out end the line early."""
+
+    gristmill: Literal[1]
+    """Version of this file's format."""
+    input: Input = Input()
+    curate: Curate = Curate()
+    tokenizer: Tokenizer | None = None
+    mixture: str | None = None
+    """A packaged mixture's name, or a path relative to this file."""
+    shards: Shards = Shards()
+    train: str | None = None
+    """A packaged training run's name, or a path relative to this file."""
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe and the files it names, each with the places of its values."""
+
+    recipe: Recipe
+    document: Document
+    path: Path
+    mixture: tuple[Mixture, Document] | None
+    run: tuple[TrainRun, Document] | None
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Load a recipe with its mixture and training run. `--set mixture.…` and `--set train.…` reach into those files.
+
+    Raises ConfigError with every problem of all three files at once; UsageError when a file is missing.
+    """
+    path, label = find_yaml(name, "gristmill.pipelines")
+    document = read_yaml(path, label)
+    own, nested = [], {"mixture": [], "train": []}  # type: ignore[var-annotated]
+    for loc, value, place in parse_overrides(overrides):
+        if loc[0] in nested and len(loc) > 1:
+            nested[str(loc[0])].append((loc[1:], value, place))
+        else:
+            own.append((loc, value, place))
+    apply_overrides(document, own)
+    recipe, problems = validate(document, Recipe)
+    found: dict[str, tuple[Settings, Document]] = {}
+    data = document.data if isinstance(document.data, dict) else {}
+    for key, package, model in (("mixture", "gristmill.mixes", Mixture), ("train", "gristmill.trainer", TrainRun)):
+        named = data.get(key)
+        if not isinstance(named, str):
+            if nested[key]:
+                problems.append(Problem(nested[key][0][2], 0, 0, key, f"the recipe names no {key}"))
+            continue
+        try:
+            nested_path, nested_label = find_yaml(named, package, beside=path.parent)
+            nested_doc = read_yaml(nested_path, nested_label)
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        except UsageError as error:
+            problems.append(document.problem((key,), error.message, error.hint))
+            continue
+        apply_overrides(nested_doc, nested[key])
+        value, faults = validate(nested_doc, model)
+        problems += faults
+        if value is not None:
+            found[key] = (value, nested_doc)
+    if recipe is not None:
+        for key, needs in (("mixture", "tokenizer"), ("train", "mixture")):
+            if getattr(recipe, key) is not None and getattr(recipe, needs) is None:
+                problems.append(document.problem((key,), f"needs a {needs}", f"add `{needs}:` to the recipe"))
+    if problems or recipe is None:
+        raise ConfigError(problems)
+    return LoadedRecipe(recipe, document, path, found.get("mixture"), found.get("train"))  # type: ignore[arg-type]

@@ -1,0 +1,164 @@
+"""The whole line on the sample web: the truth file against the ledger, the same bytes from 1 or 2 workers and after kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from data_helper import shared_data
+from gristmill.pipelines.sample import read_truth, write_sample
+from worlds import gristmill, shown, start
+
+pytestmark = pytest.mark.slow
+
+PAGES = 260
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sample")
+    write_sample(out, seed=0, pages=PAGES, files=3)
+    return out
+
+
+def arguments(sample: Path, root: Path, *more: str) -> list[str]:
+    return ["run", "demo", "--root", str(root), "--set", f"input.paths={json.dumps([str(sample / '*.warc.gz')])}", *more]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("one")
+    done = gristmill(*arguments(sample, root, "--cluster", "local:1", "--to", "shards"), timeout=900)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {name: stage["digest"] for name, stage in shown(root).items()}
+
+
+def test_every_ledger_balances_for_every_file(undisturbed: Path) -> None:
+    done = gristmill("show", "--root", str(undisturbed), "--json", "--by", "file")
+    view = json.loads(done.stdout)
+    checked = 0
+    for stage in view["stages"]:
+        for row in [stage, *stage["files"]]:
+            if row["drops"] is not None:
+                assert row["rows_in"] == row["rows_out"] + sum(row["drops"].values()) + row["quarantined"], (stage["stage"], row)
+                checked += 1
+    assert checked > 12
+    by_name = {s["stage"]: s for s in view["stages"]}
+    assert by_name["curate.decide"]["rows_in"] == by_name["curate.pages"]["rows_out"]
+    assert by_name["curate"]["rows_in"] == by_name["curate.decide"]["rows_out"]
+    assert by_name["tokens"]["rows_in"] == by_name["curate"]["rows_out"]
+
+
+def test_two_workers_write_the_same_bytes(sample: Path, undisturbed: Path, tmp_path: Path) -> None:
+    done = gristmill(*arguments(sample, tmp_path, "--cluster", "local:2", "--to", "shards"), timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path) == digests(undisturbed)
+
+
+def test_kill_9_at_random_moments_and_the_same_command_gives_the_same_bytes(
+    sample: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    root, rng = tmp_path / "root", random.Random(7)
+    for _ in range(3):
+        process = start(*arguments(sample, root, "--cluster", "local:2", "--to", "shards"), log=tmp_path / "log")
+        time.sleep(rng.uniform(5, 14))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = gristmill(*arguments(sample, root, "--cluster", "local:2", "--to", "shards"), timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert digests(root) == digests(undisturbed)
+
+
+@pytest.mark.parametrize("step", ["before_rename", "before_receipt"])
+def test_a_worker_killed_inside_a_commit_changes_nothing(sample: Path, undisturbed: Path, tmp_path: Path, step: str) -> None:
+    marker = tmp_path / "killed"
+    done = gristmill(
+        *arguments(sample, tmp_path / "root", "--cluster", "local:2", "--to", "curate"),
+        env={"GRISTMILL_TEST_KILL": f"curate.decide:{step}:{marker}"},
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    assert marker.exists()
+    mine, theirs = digests(tmp_path / "root"), digests(undisturbed)
+    assert {k: theirs[k] for k in mine} == mine
+
+
+def test_the_truth_file_agrees_with_the_ledger(sample: Path, undisturbed: Path) -> None:
+    truth, stages = read_truth(sample), shown(undisturbed)
+    pages = stages["curate.pages"]
+    drops, expected = pages["drops"], truth.expected
+    assert pages["rows_in"] == sum(expected["records"].values()) + expected["quarantined"]
+    assert pages["quarantined"] == expected["quarantined"]
+    for kind, n in expected["records"].items():
+        if kind != "response":
+            assert drops.get(f"record.{kind}", 0) == n, kind
+    for reason, n in expected["http"].items():
+        assert drops.get(reason, 0) == n, reason
+    assert sum(n for r, n in drops.items() if r.startswith("url.")) == expected["url_blocked"]
+
+
+def test_copies_go_and_distant_texts_stay(sample: Path, undisturbed: Path) -> None:
+    truth = read_truth(sample)
+    kept: dict[str, Any] = {}
+    for path in shown(undisturbed)["curate"]["outputs"]:
+        if path.endswith("documents.parquet"):
+            for row in pq.read_table(path, columns=["id", "url", "dup_cluster", "dup_cluster_size"]).to_pylist():
+                kept[row["url"]] = row
+    near = [p for p in truth.pages if p.kind == "near_copy" and p.jaccard is not None]
+    assert {p.jaccard >= 0.95 for p in near} == {True, False}
+    bases = {p.group: p.url for p in truth.pages if p.kind == "near_base"}
+    for p in near:
+        base = bases[p.group]
+        if base not in kept and p.url not in kept:
+            pytest.fail(f"both {base} and {p.url} are gone")
+        if p.jaccard >= 0.95:
+            assert not (p.url in kept and base in kept), (p.url, p.jaccard)
+        elif p.jaccard <= 0.4:
+            assert p.url in kept, (p.url, p.jaccard)
+            assert base in kept, (base, p.jaccard)
+    chars = 0
+    for path in shown(undisturbed)["curate"]["outputs"]:
+        if path.endswith("documents.parquet"):
+            table = pq.read_table(path, columns=["text", "language"])
+            chars += sum(len(t) for t, x in zip(table["text"].to_pylist(), table["language"].to_pylist(), strict=True) if x == "en")
+    assert chars >= truth.expected["min_surviving_chars"]
+
+
+def test_a_changed_threshold_reruns_only_deciding_and_what_depends_on_it(sample: Path, undisturbed: Path) -> None:
+    change = ["--set", "curate.rules.gopher@datatrove.min_words=40"]
+    args = arguments(sample, undisturbed, *change)
+    done = gristmill("plan", *args[1:], "--json", "--to", "curate")
+    plans = {p["stage"]: p for p in json.loads(done.stdout)["stages"]}
+    assert plans["curate.pages"]["run"] == plans["curate.measure"]["run"] == 0
+    assert plans["curate.decide"]["run"] == 3
+    assert plans["curate.decide"]["why"] == ["config curate.rules.gopher@datatrove.min_words 50 → 40 (--set:2)"]
+    assert plans["curate.signatures"]["run"] is None
+
+
+def test_real_pages_go_from_warc_to_parquet(tmp_path: Path) -> None:
+    folder = shared_data("warc/pages")
+    done = gristmill(
+        "run", "web", "--root", str(tmp_path), "--to", "curate", "--cluster", "local:2", "--set",
+        f"input.paths={json.dumps([str(folder / 'pages-00000.warc.gz'), str(folder / 'pages-00003.warc.gz')])}",
+        timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    stages = shown(tmp_path)
+    assert stages["curate.pages"]["rows_in"] >= 2 * 327 * 3
+    kept = [p for p in stages["curate"]["outputs"] if p.endswith("documents.parquet")]
+    table = pq.read_table(kept)
+    assert 80 < table.num_rows < 654
+    for column in ("id", "text", "url", "date", "warc_file", "warc_offset", "warc_length", "language", "language_score"):
+        assert table[column].null_count == 0, column

@@ -1,0 +1,199 @@
+"""A seeded sample of curated documents, the same whatever the order of files, rows or workers.
+
+Within a language, documents are taken in the order of hash(id, seed) until the language's bytes are full. Which
+documents those are is a function of the set of documents alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gristmill.core.errors import InputError
+from gristmill.core.hashing import hash64, seed_of
+from gristmill.tokenize.schema import Sample
+
+if TYPE_CHECKING:
+    import regex
+
+UNKNOWN = "und"
+"""ISO 639's code for "undetermined", for rows without a language."""
+
+PRUNE_ROWS = 1 << 20  # candidates kept per language before the tail that can never be chosen is cut off
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A choice of rows in a list of files: `rows[i]` are the ascending row numbers in file i."""
+
+    rows: list[np.ndarray]
+    docs: dict[str, int]  # language -> documents chosen
+    bytes: dict[str, int]  # language -> their UTF-8 bytes, each document capped
+    available: dict[str, int]  # language -> the same for all documents
+    available_docs: int
+
+
+class _Candidates:
+    """The documents of one language that may still be chosen: (hash, id, file, row, bytes)."""
+
+    def __init__(self) -> None:
+        self.parts: list[pa.Table] = []
+        self.count = 0
+
+    def add(self, table: pa.Table, budget: int, docs: int | None) -> None:
+        self.parts.append(table)
+        self.count += table.num_rows
+        if self.count > PRUNE_ROWS:
+            kept = self.take(budget, docs)
+            # Doubling keeps pruning linear where nothing can be cut off.
+            self.parts, self.count = [kept], min(kept.num_rows, PRUNE_ROWS // 2)
+
+    def take(self, budget: int, docs: int | None) -> pa.Table:
+        """The first documents in hash order: until `budget` bytes are full (passed by one at most) and at most `docs`."""
+        table = pa.concat_tables(self.parts).sort_by([("hash", "ascending"), ("id", "ascending")])
+        sizes = table["bytes"].to_numpy()
+        before = np.cumsum(sizes) - sizes
+        return table.slice(0, min(int(np.searchsorted(before, budget, "left")), docs if docs is not None else len(sizes)))
+
+
+def pick(paths: Sequence[Path], sample: Sample, seed: int, docs_per_language: int | None = None) -> Picked:
+    """Choose documents from Parquet files that have the columns id, text and (maybe) language.
+
+    With `docs_per_language` the choice is that many documents of each language, whatever the policy.
+    Raises InputError when a file lacks a column.
+    """
+    candidates: dict[str, _Candidates] = defaultdict(_Candidates)
+    available: dict[str, int] = defaultdict(int)
+    total = 0
+    for index, path in enumerate(paths):
+        first_row = 0
+        for batch in _batches(path):
+            sizes = pc.binary_length(pc.utf8_slice_codeunits(batch["text"], 0, sample.doc_cap_chars))
+            table = pa.table(
+                {
+                    "hash": pa.array([hash64(i, seed) for i in batch["id"].to_pylist()], pa.uint64()),
+                    "id": batch["id"],
+                    "file": pa.array(np.full(len(batch), index, np.int32)),
+                    "row": pa.array(np.arange(first_row, first_row + len(batch), dtype=np.int64)),
+                    "bytes": sizes.cast(pa.int64()),
+                }
+            )
+            first_row += len(batch)
+            total += len(batch)
+            for language in sorted(pc.unique(batch["language"]).to_pylist()):
+                own = table.filter(pc.equal(batch["language"], language))
+                available[language] += pc.sum(own["bytes"]).as_py()
+                candidates[language].add(own, sample.bytes, docs_per_language)
+    if docs_per_language is None:
+        budgets = divide(available, sample)
+    else:
+        budgets = dict.fromkeys(available, sample.bytes)
+    chosen = {l: candidates[l].take(budgets[l], docs_per_language) for l in sorted(candidates)}
+    every = pa.concat_tables(chosen.values()) if chosen else None
+    rows = []
+    for index in range(len(paths)):
+        mine = every.filter(pc.equal(every["file"], index))["row"].to_numpy() if every is not None else np.empty(0, np.int64)
+        rows.append(np.sort(mine))
+    docs = {l: t.num_rows for l, t in chosen.items()}
+    sizes = {l: int(pc.sum(t["bytes"]).as_py() or 0) for l, t in chosen.items()}
+    return Picked(rows, docs, sizes, dict(sorted(available.items())), total)
+
+
+def divide(available: Mapping[str, int], sample: Sample) -> dict[str, int]:
+    """Bytes per language: shares ~ n ** (1 / T), none above n; what a small language leaves goes to the others.
+
+    T = 1 is the natural mix. Shares by temperature: Devlin et al., multilingual BERT; the cap at one epoch is
+    UniMax's (arXiv:2304.09151) with N = 1, since repeats add nothing to pair counts but weight.
+    """
+    exponent = 1.0 if sample.policy == "natural" else 1.0 / sample.temperature
+    left, budgets = float(sample.bytes), {}
+    open_ = {l: n for l, n in sorted(available.items()) if n > 0}
+    budgets = dict.fromkeys(sorted(available), 0)
+    while open_:
+        weights = {l: float(n) ** exponent for l, n in open_.items()}
+        unit = left / sum(weights.values())
+        full = [l for l, n in open_.items() if weights[l] * unit >= n]
+        if not full:
+            budgets.update({l: int(weights[l] * unit) for l in open_})
+            break
+        for l in full:
+            budgets[l] = open_.pop(l)
+            left -= budgets[l]
+    return budgets
+
+
+def texts(paths: Sequence[Path], picked: Picked, cap: int) -> Iterator[tuple[str, str]]:
+    """(language, text of at most `cap` characters) of the chosen documents, in file and row order."""
+    for path, rows in zip(paths, picked.rows, strict=True):
+        if not len(rows):
+            continue
+        with pq.ParquetFile(path) as file:
+            ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+        for group in np.unique(np.searchsorted(ends, rows, "right")).tolist():
+            first = int(ends[group - 1]) if group else 0
+            for batch in _batches(path, [group]):
+                mine = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + len(batch))] - first
+                first += len(batch)
+                if len(mine):
+                    few = batch.take(pa.array(mine))
+                    for language, text in zip(few["language"].to_pylist(), few["text"].to_pylist(), strict=True):
+                        yield language, text[:cap]
+
+
+def _batches(path: Path, groups: list[int] | None = None) -> Iterator[pa.RecordBatch]:
+    """Batches with the columns id, text and language, none of them null."""
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            lacking = [c for c in ("id", "text") if c not in names]
+            if lacking:
+                raise InputError(
+                    f"{path} has no column {' or '.join(lacking)}", hint="give curated Parquet: id, text, language"
+                )
+            columns = [c for c in ("id", "text", "language") if c in names]
+            for batch in file.iter_batches(batch_size=1024, columns=columns, row_groups=groups):
+                language = batch["language"].cast(pa.string()) if "language" in names else pa.nulls(len(batch), pa.string())
+                yield pa.record_batch(
+                    {
+                        "id": pc.fill_null(batch["id"].cast(pa.string()), ""),
+                        "text": pc.fill_null(batch["text"].cast(pa.string()), ""),
+                        "language": pc.fill_null(language, UNKNOWN),
+                    }
+                )
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path} does not read as Parquet: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _compiled(pattern: str) -> regex.Pattern[str]:
+    import regex
+
+    return regex.compile(pattern)
+
+
+def cut_pretokens(text: str, pattern: str, cap: int) -> Iterator[str]:
+    """A text in pieces, cut where a pre-token of `pattern` is longer than `cap` characters; joined they are the text.
+
+    Only stretches of more than `cap` characters with or without white space are looked at (few texts have any), so a
+    piece's pre-tokens have at most 2 x cap + 1 characters: punctuation and the line ends behind it count apart.
+    """
+    done = 0
+    for stretch in _compiled(rf"\S{{{cap + 1},}}+|\s{{{cap + 1},}}+").finditer(text):
+        for match in _compiled(pattern).finditer(text, stretch.start(), stretch.end()):
+            for cut in range(match.start() + cap, match.end(), cap):
+                yield text[done:cut]
+                done = cut
+    yield text[done:]
+
+
+def sample_seed(seed: int, purpose: str) -> int:
+    return seed_of("tokenizer", purpose, seed)
