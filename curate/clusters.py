@@ -71,8 +71,6 @@ class Clusters(Stage):
                     writer.write(_rows(found, corpus.ids, ordinals[i : i + READ_ROWS]))
         counters = Counters(rows_in=len(corpus.ids), rows_out=len(corpus.ids), drops=None)
         counters.notes["clusters"] = int(np.count_nonzero(found.reason == 0))
-        if "quality" in self.settings.keep:
-            counters.notes["dedup.keep_quality_unknown"] = len(corpus.ids)
         return counters
 
 

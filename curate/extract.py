@@ -1,9 +1,9 @@
 """Turns one page's bytes into its main text: decode, bound, extract with trafilatura, normalise.
 
-The text is a function of (bytes, content type, settings) alone: without links the page's URL has no part in it. trafilatura 2.3's own caches either hold pure
-functions of one string (`trim`, `line_processing`, `return_printables_and_spaces`) or are reached only with
-deduplication (`LRU_TEST`) or metadata (htmldate's), which are off; there is no clock and no wall-time limit. Its sets
-of tag names are tested for membership, never walked. tests/curate/test_curate_extract.py permutes pages and hash seeds.
+The text is a function of (bytes, content type, settings) alone: without links the page's URL has no part in it.
+trafilatura 2.3's own caches either hold pure functions of one string (`trim`, `line_processing`) or are reached only
+with deduplication (`LRU_TEST`) or metadata (htmldate's), which are off; there is no clock and no wall-time limit. The
+tests permute pages, processes and hash seeds.
 """
 
 from __future__ import annotations
@@ -43,15 +43,16 @@ def page_text(body: bytes, content_type: str | None, settings: Extract) -> PageT
 
     if len(body) > settings.max_html_bytes:
         return _drop("extract.too_large", len(body), settings.max_html_bytes)
-    html, charset = decode_html(body, content_type)
-    nodes = html.count("<")
-    if nodes > settings.max_nodes:
-        return _drop("extract.too_many_nodes", nodes, settings.max_nodes, charset)
+    charset = ""
     try:
+        html, charset = decode_html(body, content_type)
+        nodes = html.count("<")
+        if nodes > settings.max_nodes:
+            return _drop("extract.too_many_nodes", nodes, settings.max_nodes, charset)
         found = extract_text(html, settings)
     except MemoryError:
         raise
-    except Exception:  # any fault inside trafilatura or lxml is this page's own
+    except Exception:  # any fault inside a codec, lxml or trafilatura is this page's own
         return PageText(charset=charset, reason="extract.error")
     text, notes = normalise(found or "")
     if len(text) < max(1, settings.min_chars):

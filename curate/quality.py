@@ -23,6 +23,7 @@ from gristmill.core.hashing import hash64, seed_of, sha256_file
 
 TRAIN_THREADS = 10
 """fastText initialises thread/10 of its input matrix, so fewer than 10 threads train on unset memory."""
+TRAIN_ATTEMPTS = 5
 
 MAGIC = (793712314).to_bytes(4, "little")  # first bytes of every fastText model
 MAX_VERSION = 12
@@ -82,8 +83,6 @@ def train_quality(
     InputError on faulty lines and when there are fewer than two labels or nothing to hold out, UsageError on another
     suffix than .bin.
     """
-    import fasttext
-
     out_path = Path(out_path)
     if out_path.suffix != ".bin":
         raise UsageError(f"{out_path}: a trained model is written as .bin", hint="name it quality.bin")
@@ -102,12 +101,7 @@ def train_quality(
     with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=".tmp-quality-") as folder:
         lines = Path(folder) / "train.txt"
         lines.write_text("".join(f"__label__{label} {text}\n" for label, text in train), encoding="utf-8")
-        try:
-            model = fasttext.train_supervised(
-                input=str(lines), minCount=1, thread=TRAIN_THREADS, seed=seed, verbose=0, **settings
-            )
-        except RuntimeError as error:  # "Encountered NaN."
-            raise InputError(f"fastText training failed: {error}", hint="try a lower learning rate") from error
+        model = _fit(lines, seed, settings)
         written = Path(folder) / "model.bin"
         model.save_model(str(written))
         digest = sha256_file(written)
@@ -124,6 +118,20 @@ def train_quality(
         "sha256": digest,
         "bytes": out_path.stat().st_size,
     }
+
+
+def _fit(lines: Path, seed: int, settings: dict[str, Any]) -> Any:
+    """Train, again where fastText fails: its threads race on unset memory, so one run in some dozens meets a NaN."""
+    import fasttext
+
+    for attempt in range(TRAIN_ATTEMPTS):
+        try:
+            return fasttext.train_supervised(
+                input=str(lines), minCount=1, thread=TRAIN_THREADS, seed=seed + attempt, verbose=0, **settings
+            )
+        except RuntimeError as error:  # "Encountered NaN."
+            failure = error
+    raise InputError(f"fastText training failed {TRAIN_ATTEMPTS} times: {failure}", hint="try a lower learning rate")
 
 
 def model_digest(path: str | Path) -> str:

@@ -128,7 +128,7 @@ class Dedup(Settings):
 
     exact: bool = True
     minhash: MinHash | None = MinHash()
-    keep: list[Literal["quality", "longest", "shortest", "earliest", "latest"]] = ["longest"]
+    keep: list[Literal["longest", "shortest", "earliest", "latest"]] = ["longest"]
     """Which member of a cluster stays, in order of priority; ties go to the smallest id."""
 
 

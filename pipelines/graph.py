@@ -101,10 +101,10 @@ def _slices(loaded: LoadedRecipe) -> list[tuple[str, dict[str, Any], dict[str, O
     rules = curate.rules
     quality: dict[str, Any] | None = None
     if curate.quality is not None:
-        from gristmill.curate.quality import model_digest, resolve_model
+        from gristmill.curate.quality import model_digest
 
-        model = resolve_model(curate.quality.model, loaded.path.parent)
-        quality = {**data["quality"], "model": str(model), "sha256": model_digest(model)}
+        model = loaded.path.parent / curate.quality.model
+        quality = {**data["quality"], "model": str(model.absolute()), "sha256": model_digest(model)}
     out: list[tuple[str, dict[str, Any], dict[str, Origin]]] = [
         (
             "curate.pages",
@@ -128,17 +128,20 @@ def _slices(loaded: LoadedRecipe) -> list[tuple[str, dict[str, Any], dict[str, O
             {"language": at("curate", "language"), "rules": at("curate", "rules")},
         ),
     ]
+    block = data["dedup"]
     if dedup:
-        signature = {"exact": curate.dedup.exact, "minhash": data["dedup"]["minhash"]}
-        if signature["minhash"]:
-            signature["minhash"] = {k: v for k, v in signature["minhash"].items() if k != "verify"}
-        out.append(("curate.signatures", {"dedup": signature}, {"dedup": at("curate", "dedup")}))
-        out.append(("curate.clusters", {"dedup": data["dedup"]}, {"dedup": at("curate", "dedup")}))
+        out.append(("curate.signatures", {"dedup": block}, {"minhash": at("curate", "dedup", "minhash")}))
+        out.append(("curate.clusters", {"dedup": block}, {"dedup": at("curate", "dedup")}))
     if quality is not None:
         scoring = {k: v for k, v in quality.items() if k in ("model", "label", "sha256")}
-        out.append(("curate.quality", {"quality": scoring, "dedup": dedup}, {"quality": at("curate", "quality")}))
+        origins = {"quality": at("curate", "quality"), "label": at("curate", "quality", "label")}
+        out.append(("curate.quality", {"quality": scoring, "dedup": block}, origins))
     minimum = {"min_score": quality["min_score"]} if quality is not None else None
-    out.append(("curate", {"quality": minimum, "dedup": dedup}, {"quality": at("curate", "quality")}))
+    origins = {
+        "min_score": at("curate", "quality", "min_score"),
+        "verify": at("curate", "dedup", "minhash", "verify"),
+    }
+    out.append(("curate", {"quality": minimum, "dedup": block}, origins))
     if recipe.tokenizer is not None:
         out.append(
             (

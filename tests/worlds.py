@@ -14,7 +14,9 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 
 
-def gristmill(*args: str, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def gristmill(
+    *args: str, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     """Run the CLI in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "gristmill.pipelines", *args],

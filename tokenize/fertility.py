@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gristmill.tokenize.codec import Codec
-from gristmill.tokenize.segment import SEGMENTER, runs
+from gristmill.tokenize.segment import SEGMENTER, has_words, runs
 
 FORMAT = "gristmill-fertility-1"
 _BATCH_CHARS = 1 << 19
@@ -37,9 +37,12 @@ class _Tally:
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
+    def forget_words(self) -> None:
+        """Leave the words out, where `has_words` says that runs do not tell them."""
+        self.words = self.word_tokens = self.continued = 0
+
     def row(self) -> dict[str, Any]:
-        # Where at least half of the run characters are in unspaced scripts, words cannot be told by runs.
-        told = self.words > 0 and self.word_chars > self.skipped_chars
+        told = self.words > 0
         return {
             "docs": self.docs,
             "bytes": self.bytes,
@@ -94,7 +97,9 @@ def measure(codec: Codec, documents: Iterable[tuple[str, str]]) -> dict[str, Any
                 )
             )
     every = _Tally()
-    for tally in tallies.values():
+    for language, tally in tallies.items():
+        if not has_words(language, tally.word_chars, tally.skipped_chars):
+            tally.forget_words()
         every.add(tally)
     reachable = np.ones(codec.vocab_size, bool)
     reachable[codec.free_ids] = False
@@ -145,7 +150,9 @@ def render(table: dict[str, Any]) -> str:
         lines.append([name, *("n/a" if row[key] is None else format(row[key], form) for key, _, form in _COLUMNS)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     ]
     unused = table["unused"]

@@ -48,21 +48,24 @@ class _Candidates:
     def __init__(self) -> None:
         self.parts: list[pa.Table] = []
         self.count = 0
+        self.limit = PRUNE_ROWS
 
     def add(self, table: pa.Table, budget: int, docs: int | None) -> None:
         self.parts.append(table)
         self.count += table.num_rows
-        if self.count > PRUNE_ROWS:
+        if self.count > self.limit:
             kept = self.take(budget, docs)
-            # Doubling keeps pruning linear where nothing can be cut off.
-            self.parts, self.count = [kept], min(kept.num_rows, PRUNE_ROWS // 2)
+            self.parts, self.count = [kept], kept.num_rows
+            self.limit = max(PRUNE_ROWS, 2 * self.count)  # doubling: n rows are sorted log n times, not n times
 
     def take(self, budget: int, docs: int | None) -> pa.Table:
         """The first documents in hash order: until `budget` bytes are full (passed by one at most) and at most `docs`."""
         table = pa.concat_tables(self.parts).sort_by([("hash", "ascending"), ("id", "ascending")])
         sizes = table["bytes"].to_numpy()
         before = np.cumsum(sizes) - sizes
-        return table.slice(0, min(int(np.searchsorted(before, budget, "left")), docs if docs is not None else len(sizes)))
+        return table.slice(
+            0, min(int(np.searchsorted(before, budget, "left")), docs if docs is not None else len(sizes))
+        )
 
 
 def pick(paths: Sequence[Path], sample: Sample, seed: int, docs_per_language: int | None = None) -> Picked:
@@ -97,37 +100,36 @@ def pick(paths: Sequence[Path], sample: Sample, seed: int, docs_per_language: in
         budgets = divide(available, sample)
     else:
         budgets = dict.fromkeys(available, sample.bytes)
-    chosen = {l: candidates[l].take(budgets[l], docs_per_language) for l in sorted(candidates)}
-    every = pa.concat_tables(chosen.values()) if chosen else None
+    chosen = {name: candidates[name].take(budgets[name], docs_per_language) for name in sorted(candidates)}
     rows = []
     for index in range(len(paths)):
-        mine = every.filter(pc.equal(every["file"], index))["row"].to_numpy() if every is not None else np.empty(0, np.int64)
-        rows.append(np.sort(mine))
-    docs = {l: t.num_rows for l, t in chosen.items()}
-    sizes = {l: int(pc.sum(t["bytes"]).as_py() or 0) for l, t in chosen.items()}
+        mine = [t.filter(pc.equal(t["file"], index))["row"].to_numpy() for t in chosen.values()]
+        rows.append(np.sort(np.concatenate([np.empty(0, np.int64), *mine])))
+    docs = {name: t.num_rows for name, t in chosen.items()}
+    sizes = {name: int(pc.sum(t["bytes"]).as_py() or 0) for name, t in chosen.items()}
     return Picked(rows, docs, sizes, dict(sorted(available.items())), total)
 
 
 def divide(available: Mapping[str, int], sample: Sample) -> dict[str, int]:
     """Bytes per language: shares ~ n ** (1 / T), none above n; what a small language leaves goes to the others.
 
-    T = 1 is the natural mix. Shares by temperature: Devlin et al., multilingual BERT; the cap at one epoch is
-    UniMax's (arXiv:2304.09151) with N = 1, since repeats add nothing to pair counts but weight.
+    T = 1 is the natural mix. Shares by temperature are those of multilingual BERT; the cap at one epoch is UniMax's
+    (arXiv:2304.09151) with N = 1, since repeats add nothing to pair counts but weight.
     """
     exponent = 1.0 if sample.policy == "natural" else 1.0 / sample.temperature
-    left, budgets = float(sample.bytes), {}
-    open_ = {l: n for l, n in sorted(available.items()) if n > 0}
+    left = float(sample.bytes)
+    waiting = {name: n for name, n in sorted(available.items()) if n > 0}
     budgets = dict.fromkeys(sorted(available), 0)
-    while open_:
-        weights = {l: float(n) ** exponent for l, n in open_.items()}
+    while waiting:
+        weights = {name: float(n) ** exponent for name, n in waiting.items()}
         unit = left / sum(weights.values())
-        full = [l for l, n in open_.items() if weights[l] * unit >= n]
+        full = [name for name, n in waiting.items() if weights[name] * unit >= n]
         if not full:
-            budgets.update({l: int(weights[l] * unit) for l in open_})
+            budgets.update({name: int(weights[name] * unit) for name in waiting})
             break
-        for l in full:
-            budgets[l] = open_.pop(l)
-            left -= budgets[l]
+        for name in full:
+            budgets[name] = waiting.pop(name)
+            left -= budgets[name]
     return budgets
 
 
@@ -161,7 +163,9 @@ def _batches(path: Path, groups: list[int] | None = None) -> Iterator[pa.RecordB
                 )
             columns = [c for c in ("id", "text", "language") if c in names]
             for batch in file.iter_batches(batch_size=1024, columns=columns, row_groups=groups):
-                language = batch["language"].cast(pa.string()) if "language" in names else pa.nulls(len(batch), pa.string())
+                language = (
+                    batch["language"].cast(pa.string()) if "language" in names else pa.nulls(len(batch), pa.string())
+                )
                 yield pa.record_batch(
                     {
                         "id": pc.fill_null(batch["id"].cast(pa.string()), ""),

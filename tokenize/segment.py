@@ -1,8 +1,7 @@
 """Words for the fertility table: the segmenter named `runs`, and where it has no answer.
 
 A word is a run of letters, marks and numbers. Scripts that write no spaces between words (Han, kana, Thai, Lao, Khmer,
-Myanmar, Tibetan) are never measured by runs: their words are left out, and a language that is mostly written so has
-no fertility at all rather than a wrong one.
+Myanmar, Tibetan) are never measured by runs: their words are left out, and a language that is written so has no fertility at all rather than a wrong one.
 """
 
 from __future__ import annotations
@@ -17,6 +16,36 @@ if TYPE_CHECKING:
 
 SEGMENTER = "runs-1"
 """Name and version; fertilities of different segmenters are not comparable."""
+
+UNSPACED_LANGUAGES = frozenset(
+    [
+        "ja",
+        "jpn",
+        "zh",
+        "zho",
+        "cmn",
+        "lzh",
+        "yue",
+        "wuu",
+        "gan",
+        "hak",
+        "th",
+        "tha",
+        "lo",
+        "lao",
+        "km",
+        "khm",
+        "my",
+        "mya",
+        "shn",
+        "mnw",
+        "bo",
+        "bod",
+        "dz",
+        "dzo",
+    ]
+)
+"""ISO 639 codes of languages written in such scripts; their technical prose is often half Latin."""
 
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
 
@@ -41,3 +70,10 @@ def runs(text: str) -> tuple[np.ndarray, np.ndarray, int]:
             spans.append((start, end))
     table = np.asarray(spans, np.int64).reshape(-1, 2)
     return table[:, 0], table[:, 1], skipped
+
+
+def has_words(language: str, word_chars: int, skipped_chars: int) -> bool:
+    """Whether runs tell the words of a language: not by its code (a region or script suffix is ignored), nor where
+    at least half of the characters in runs were left out."""
+    code = language.replace("_", "-").split("-")[0].lower()
+    return code not in UNSPACED_LANGUAGES and word_chars > skipped_chars

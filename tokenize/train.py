@@ -90,7 +90,7 @@ def train_bpe(texts: Iterable[str], settings: Tokenizer, pair_limit: int = PAIR_
     post-processor: eos is added when a corpus is encoded. Raises InputError when there is no text at all, or so much
     that pair counts could overflow.
     """
-    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Built
 
     built: Any = Built(models.BPE())
@@ -106,7 +106,7 @@ def train_bpe(texts: Iterable[str], settings: Tokenizer, pair_limit: int = PAIR_
     trainer = trainers.BpeTrainer(
         vocab_size=settings.vocab_size,
         min_frequency=settings.min_frequency,
-        max_token_length=settings.max_token_length,
+        max_token_length=settings.max_token_length + 1,  # the library's bound is exclusive, and in bytes here
         special_tokens=[_special(text) for text in special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # without it, bytes not in the sample vanish
         show_progress=False,
@@ -121,12 +121,15 @@ def train_bpe(texts: Iterable[str], settings: Tokenizer, pair_limit: int = PAIR_
     with single_thread():
         built.train_from_iterator(noted(), trainer)
     if not seen[0]:
-        raise InputError("no text to train a tokenizer on", hint="did curation keep any document? see `gristmill drops`")
+        raise InputError(
+            "no text to train a tokenizer on", hint="did curation keep any document? see `gristmill drops`"
+        )
     short = settings.vocab_size - built.get_vocab_size()
     more = range(settings.reserved, settings.reserved + short)
     built.add_special_tokens([_special(reserved_token(i)) for i in more])
     assert built.get_vocab_size() == settings.vocab_size, "the id space must be exactly vocab_size"
-    return built
+    trained: tokenizers.Tokenizer = built
+    return trained
 
 
 def _special(text: str) -> tokenizers.AddedToken:

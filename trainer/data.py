@@ -42,7 +42,10 @@ class Batch:
 def batch_of_step(dataset: PackedDataset, step: int) -> Batch:
     """The global batch of a step (from 1). Raises UsageError outside the run, FormatError on ids beyond the vocabulary."""
     manifest = dataset.manifest
-    rows = [row_arrays(*dataset.row(phase, row), manifest.special_ids.get("pad")) for phase, row in rows_of_step(dataset, step)]
+    rows = [
+        row_arrays(*dataset.row(phase, row), manifest.special_ids.get("pad"))
+        for phase, row in rows_of_step(dataset, step)
+    ]
     tokens_BT, labels_BT, position_BT = (np.stack(column) for column in zip(*rows, strict=True))
     largest = int(max(tokens_BT.max(), labels_BT.max()))
     if largest >= manifest.vocab_size:

@@ -143,7 +143,9 @@ class Decoder(nn.Module):
     def loss(self, tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor) -> Tensor:
         """Cross-entropy in fp32, summed over labels other than -100 (nats). Divide by the global batch's valid tokens."""
         logits_BTV = self(tokens_BT, position_BT)
-        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum")
+        return F.cross_entropy(
+            logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum"
+        )
 
     def layout(self, position_BT: Tensor) -> Layout:
         """Rotary factors and document borders of a micro batch."""
@@ -164,7 +166,9 @@ class Decoder(nn.Module):
         look-up costs nothing; the output matrix counts, tied or not.
         """
         c = self.config
-        matrices = sum(p.numel() for n, p in self.named_parameters() if p.dim() == 2 and not n.startswith(("embed", "head")))
+        matrices = sum(
+            p.numel() for n, p in self.named_parameters() if p.dim() == 2 and not n.startswith(("embed", "head"))
+        )
         head = self.embed.weight.numel()
         return 6 * (matrices + head) + 6 * c.layers * c.heads * c.head_dim * seq_len
 
@@ -188,13 +192,19 @@ def rotate(x_BTHD: Tensor, layout: Layout) -> Tensor:
 def attend(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, layout: Layout) -> Tensor:
     """(B, T, H, D) attention, causal within pieces. Both ways give the same numbers up to rounding."""
     if layout.lengths is None:
-        q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
-        mask = layout.mask_B1TT
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+        q_BHTD, k_BGTD, v_BGTD = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
+        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BGTD, v_BGTD, attn_mask=layout.mask_B1TT, enable_gqa=True)
+        return y_BHTD.transpose(1, 2)
     # split, not slices: the backward pass of a slice fills a whole zero tensor per piece
-    pieces = zip(*(x.flatten(0, 1).transpose(0, 1).unsqueeze(0).split(layout.lengths, 2) for x in (q_BTHD, k_BTGD, v_BTGD)), strict=True)
-    y_1HND = torch.cat([F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True) for q, k, v in pieces], 2)
-    return y_1HND.squeeze(0).transpose(0, 1).view(q_BTHD.shape) if False else y_1HND[0].transpose(0, 1).reshape(q_BTHD.shape)
+    q, k, v = (x.flatten(0, 1).transpose(0, 1)[None].split(layout.lengths, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
+    y_1HND = torch.cat(
+        [
+            F.scaled_dot_product_attention(*piece, is_causal=True, enable_gqa=True)
+            for piece in zip(q, k, v, strict=True)
+        ],
+        2,
+    )
+    return y_1HND[0].transpose(0, 1).reshape(q_BTHD.shape)
 
 
 def piece_lengths(position_BT: Tensor) -> list[int]:

@@ -14,7 +14,9 @@ from gristmill.core.settings import Settings
 
 Shape = Literal["linear", "cosine", "1-sqrt"]
 
-VOCAB_MULTIPLE = 64  # embedding rows are padded to this: whole tiles for matrix units, divisible by any tensor-parallel size
+VOCAB_MULTIPLE = (
+    64  # embedding rows are padded to this: whole tiles for matrix units, divisible by any tensor-parallel size
+)
 
 
 def padded_vocab(vocab_size: int) -> int:

@@ -30,8 +30,7 @@ def date_numbers(dates: pa.Array | pa.ChunkedArray) -> Int64s:
 def keep_ranks(keep: Sequence[str], lengths: Int64s, dates: Int64s) -> Int64s:
     """(D,) ranks, 0 first to stay, of documents given in id order: by the `keep` list, then the smallest id.
 
-    `quality` is not known before clusters are and counts as equal for all documents; a document without a date comes
-    after those that have one under both `earliest` and `latest`.
+    A document without a date comes after those that have one under both `earliest` and `latest`.
     """
     keys: list[Int64s] = []
     for name in keep:
@@ -41,10 +40,9 @@ def keep_ranks(keep: Sequence[str], lengths: Int64s, dates: Int64s) -> Int64s:
             keys.append(lengths)
         elif name == "earliest":
             keys.append(dates)
-        elif name == "latest":
-            keys.append(np.where(dates == UNKNOWN, UNKNOWN, -dates))
         else:
-            assert name == "quality", name
+            assert name == "latest", name
+            keys.append(np.where(dates == UNKNOWN, UNKNOWN, -dates))
     keys.append(np.arange(len(lengths)))
     ranks = np.empty(len(lengths), np.int64)
     ranks[np.lexsort(keys[::-1])] = np.arange(len(lengths))

@@ -186,8 +186,8 @@ def estimates(sketch: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[n
 
     b-bit minwise hashing (Li and König 2010) for small sets in a large space: (share equal - 2^-8) / (1 - 2^-8).
     """
-    equal = np.count_nonzero(others == sketch, axis=1)
-    return (equal / others.shape[1] - 1 / 256) / (255 / 256)
+    share: NDArray[np.float64] = np.mean(others == sketch, axis=1, dtype=np.float64)
+    return (share - 1 / 256) / (255 / 256)
 
 
 def signatures(texts: Sequence[str], settings: Any) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:

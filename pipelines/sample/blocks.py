@@ -189,9 +189,8 @@ class _Parser:
         """An indented run: code after a colon, else a definition's body."""
         self.at -= 1
         before = self.out[-1] if self.out else None
-        base = 0
-        body = self._take_indented(base)
-        if before is not None and before.kind == "p" and before.lines[-1].endswith(":") and not _prose_like(body):
+        body = self._take_indented(0)
+        if not _prose_like(body) and not _BULLET.match(body[0]):
             self._add("pre", *body)
             return
         if before is not None and before.kind == "p" and not before.lines[-1].endswith((".", ":", "!", "?", ";")):
@@ -267,13 +266,14 @@ def _dedent(lines: list[str]) -> list[str]:
 
 
 def _prose_like(lines: list[str]) -> bool:
-    """More than half of the lines read as words: at least five, most of them purely alphabetic."""
-    full = [x for x in lines if x.strip()]
+    """At least half of the first paragraph's lines are words: five or more, 70 % of them alphabetic, no code marks."""
+    first = lines[: lines.index("")] if "" in lines else lines
     good = 0
-    for line in full:
+    for line in first:
         words = line.split()
-        good += len(words) >= 5 and sum(w.strip(".,;:()\"'").isalpha() for w in words) >= 0.7 * len(words)
-    return good * 2 > len(full)
+        alphabetic = sum(w.strip(".,;:()\"'").replace("-", "").isalpha() for w in words)
+        good += len(words) >= 5 and alphabetic >= 0.7 * len(words)
+    return good * 2 >= len(first) and not first[0].endswith(":")
 
 
 def parse(text: str) -> list[Block]:

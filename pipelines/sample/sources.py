@@ -13,24 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_STDLIB = (
-    "argparse asyncio bdb calendar cmd code codeop collections concurrent configparser contextlib copy csv ctypes "
-    "dataclasses datetime decimal difflib dis doctest email enum filecmp fileinput fractions ftplib functools getopt "
-    "gettext glob graphlib gzip hashlib heapq hmac html http imaplib importlib inspect ipaddress json linecache locale "
-    "logging lzma mailbox mimetypes multiprocessing netrc numbers optparse pathlib pdb pickle pickletools pkgutil "
-    "platform plistlib poplib pprint profile pyclbr queue random re sched selectors shelve shlex shutil smtplib "
-    "socket socketserver sqlite3 ssl statistics string stringprep struct subprocess symtable tarfile tempfile textwrap "
-    "threading timeit tkinter tomllib trace traceback tracemalloc turtle types typing unittest urllib uuid venv "
-    "warnings wave weakref webbrowser wsgiref xml xmlrpc zipapp zipfile zoneinfo"
-).split()
-_PACKAGES = (
-    "click dask distributed fsspec pyarrow pydantic datasketch numpy tokenizers rich spacy trafilatura resiliparse "
-    "tldextract regex lxml datatrove zstandard llvmlite thinc catalogue jinja2 tornado toolz urllib3 requests "
-    "cloudpickle scipy numba huggingface_hub"
-).split()
+_STDLIB = ["argparse", "asyncio", "bdb", "calendar", "cmd", "code", "codeop", "collections", "concurrent", "configparser", "contextlib", "copy", "csv", "ctypes", "dataclasses", "datetime", "decimal", "difflib", "dis", "doctest", "email", "enum", "filecmp", "fileinput", "fractions", "ftplib", "functools", "getopt", "gettext", "glob", "graphlib", "gzip", "hashlib", "heapq", "hmac", "html", "http", "imaplib", "importlib", "inspect", "ipaddress", "json", "linecache", "locale", "logging", "lzma", "mailbox", "mimetypes", "multiprocessing", "netrc", "numbers", "optparse", "pathlib", "pdb", "pickle", "pickletools", "pkgutil", "platform", "plistlib", "poplib", "pprint", "profile", "pyclbr", "queue", "random", "re", "sched", "selectors", "shelve", "shlex", "shutil", "smtplib", "socket", "socketserver", "sqlite3", "ssl", "statistics", "string", "stringprep", "struct", "subprocess", "symtable", "tarfile", "tempfile", "textwrap", "threading", "timeit", "tkinter", "tomllib", "trace", "traceback", "tracemalloc", "turtle", "types", "typing", "unittest", "urllib", "uuid", "venv", "warnings", "wave", "weakref", "webbrowser", "wsgiref", "xml", "xmlrpc", "zipapp", "zipfile", "zoneinfo"]
+_PACKAGES = ["click", "dask", "distributed", "fsspec", "pyarrow", "pydantic", "datasketch", "numpy", "tokenizers", "rich", "spacy", "trafilatura", "resiliparse", "tldextract", "regex", "lxml", "datatrove", "zstandard", "llvmlite", "thinc", "catalogue", "jinja2", "tornado", "toolz", "urllib3", "requests", "cloudpickle", "scipy", "numba", "huggingface_hub"]
 _SKIPPED_FOLDERS = frozenset(
-    "test tests testing _vendor vendored vendor __pycache__ examples _pyinstaller idlelib lib2to3 site-packages cuda "
-    "inference lang f2py distutils typing_tests _repository".split()
+    ["test", "tests", "testing", "_vendor", "vendored", "vendor", "__pycache__", "examples", "_pyinstaller", "idlelib", "lib2to3", "site-packages", "cuda", "inference", "lang", "f2py", "distutils", "typing_tests", "_repository"]
 )
 _MAX_FILE_BYTES = 600_000
 """Larger files are tables, not prose."""

@@ -315,8 +315,6 @@ def test_keep_policy_reaches_the_output(tmp_path: Path) -> None:
         (document,) = rows(receipts["curate"], "documents.parquet")
         assert document["date"].startswith(year)
         assert (document["dup_cluster_size"], document["dup_exact_copies"]) == (4, 4)
-    receipts = line(tmp_path / "q", {"a": pages}, Dedup(keep=["quality", "latest"]))
-    assert receipts["curate.clusters"][0].notes["dedup.keep_quality_unknown"] == 4
 
 
 def test_drops_carry_estimate_and_threshold(tmp_path: Path) -> None:

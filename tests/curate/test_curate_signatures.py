@@ -31,7 +31,7 @@ GOLDEN_KEYS = [263389272484937192, 905852471015378201]
 def datasketch_minima(hashes: np.ndarray, count: int, seed: int) -> np.ndarray:
     peer = datasketch.MinHash(num_perm=count, seed=seed, scheme="affine32", hashfunc=lambda h: h)
     peer.update_batch([int(h) & 0xFFFFFFFF for h in hashes])
-    return peer.hashvalues
+    return np.asarray(peer.hashvalues)
 
 
 @pytest.mark.parametrize(("count", "seed"), [(112, 1), (112, 7), (20, 1)])

@@ -8,10 +8,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from gristmill.pipelines.cli.main import COMMANDS
 from worlds import REPO, gristmill, page, response, write_warc
 
-HEAVY = ["torch", "distributed", "dask", "pyarrow", "numpy", "trafilatura", "spacy", "numba", "fasttext", "tokenizers", "pydantic"]
+from gristmill.pipelines.cli.main import COMMANDS
+
+HEAVY = [
+    "torch",
+    "distributed",
+    "dask",
+    "pyarrow",
+    "numpy",
+    "trafilatura",
+    "spacy",
+    "numba",
+    "fasttext",
+    "tokenizers",
+    "pydantic",
+]
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -20,7 +33,9 @@ def test_help_imports_nothing_heavy() -> None:
         "try: main(['--help'])\nexcept SystemExit as e: assert e.code == 0, e.code\n"
         f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=REPO)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=REPO
+    )
     assert done.stdout.rstrip().endswith("HEAVY []"), done.stdout[-200:]
 
 
@@ -85,7 +100,12 @@ def test_plan_lists_the_stages_in_order_without_root_or_input() -> None:
     assert done.returncode == 0, done.stderr
     names = [s["stage"] for s in json.loads(done.stdout)["stages"]]
     assert names[0] == "curate.pages"
-    assert [n for n in names if n in ("curate", "tokenizer", "shards", "train")] == ["curate", "tokenizer", "shards", "train"]
+    assert [n for n in names if n in ("curate", "tokenizer", "shards", "train")] == [
+        "curate",
+        "tokenizer",
+        "shards",
+        "train",
+    ]
 
 
 def test_plan_check_exits_with_3_when_there_is_work(tmp_path: Path) -> None:

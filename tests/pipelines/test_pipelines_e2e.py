@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from data_helper import shared_data
-from gristmill.pipelines.sample import read_truth, write_sample
 from worlds import gristmill, shown, start
+
+from gristmill.pipelines.sample import read_truth, write_sample
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,15 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(sample: Path, root: Path, *more: str) -> list[str]:
-    return ["run", "demo", "--root", str(root), "--set", f"input.paths={json.dumps([str(sample / '*.warc.gz')])}", *more]
+    return [
+        "run",
+        "demo",
+        "--root",
+        str(root),
+        "--set",
+        f"input.paths={json.dumps([str(sample / '*.warc.gz')])}",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +60,10 @@ def test_every_ledger_balances_for_every_file(undisturbed: Path) -> None:
     for stage in view["stages"]:
         for row in [stage, *stage["files"]]:
             if row["drops"] is not None:
-                assert row["rows_in"] == row["rows_out"] + sum(row["drops"].values()) + row["quarantined"], (stage["stage"], row)
+                assert row["rows_in"] == row["rows_out"] + sum(row["drops"].values()) + row["quarantined"], (
+                    stage["stage"],
+                    row,
+                )
                 checked += 1
     assert checked > 12
     by_name = {s["stage"]: s for s in view["stages"]}
@@ -82,7 +94,9 @@ def test_kill_9_at_random_moments_and_the_same_command_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize("step", ["before_rename", "before_receipt"])
-def test_a_worker_killed_inside_a_commit_changes_nothing(sample: Path, undisturbed: Path, tmp_path: Path, step: str) -> None:
+def test_a_worker_killed_inside_a_commit_changes_nothing(
+    sample: Path, undisturbed: Path, tmp_path: Path, step: str
+) -> None:
     marker = tmp_path / "killed"
     done = gristmill(
         *arguments(sample, tmp_path / "root", "--cluster", "local:2", "--to", "curate"),
@@ -132,7 +146,11 @@ def test_copies_go_and_distant_texts_stay(sample: Path, undisturbed: Path) -> No
     for path in shown(undisturbed)["curate"]["outputs"]:
         if path.endswith("documents.parquet"):
             table = pq.read_table(path, columns=["text", "language"])
-            chars += sum(len(t) for t, x in zip(table["text"].to_pylist(), table["language"].to_pylist(), strict=True) if x == "en")
+            chars += sum(
+                len(t)
+                for t, x in zip(table["text"].to_pylist(), table["language"].to_pylist(), strict=True)
+                if x == "en"
+            )
     assert chars >= truth.expected["min_surviving_chars"]
 
 
@@ -160,5 +178,15 @@ def test_real_pages_go_from_warc_to_parquet(tmp_path: Path) -> None:
     kept = [p for p in stages["curate"]["outputs"] if p.endswith("documents.parquet")]
     table = pq.read_table(kept)
     assert 80 < table.num_rows < 654
-    for column in ("id", "text", "url", "date", "warc_file", "warc_offset", "warc_length", "language", "language_score"):
+    for column in (
+        "id",
+        "text",
+        "url",
+        "date",
+        "warc_file",
+        "warc_offset",
+        "warc_length",
+        "language",
+        "language_score",
+    ):
         assert table[column].null_count == 0, column

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+
 from gristmill.core.errors import LeaseHeld, UsageError
 from gristmill.core.manifest import read_manifest
 from gristmill.core.settings import parse

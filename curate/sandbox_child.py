@@ -1,0 +1,188 @@
+"""The extraction process: reads pages from stdin, answers on stdout, and may be killed by any of them.
+
+Started by curate.sandbox as `python -m gristmill.curate.sandbox_child`. A frame is two little-endian u32 lengths, a
+JSON header and a body. First the parent sends its settings and the child answers `ready`; then one answer a page, in
+order. End of input ends the process, so it dies with its parent. What libraries print goes nowhere.
+
+Limits are the kernel's: RLIMIT_AS for the process, RLIMIT_CPU moved ahead before each page. A page that breaks one
+kills the process; the parent knows which page that was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+LENGTHS = struct.Struct("<II")
+EXIT_MEMORY = 77
+"""The page needed more than the limit, or came within a fifth of it."""
+TIGHT = 0.8
+"""A library may swallow a MemoryError and go on with less text. A page whose process ever held this share of the limit
+is not believed; it is tried alone in a fresh process and then counts as `extract.memory`."""
+SPARE_MIB = 64
+TEST_VARIABLE = "GRISTMILL_TEST_SANDBOX"
+TEST_MARK = b"<!--gristmill-test:"
+
+
+def pack(header: dict[str, Any], body: bytes = b"") -> list[bytes]:
+    """A frame as buffers to write in order."""
+    head = orjson.dumps(header)
+    return [LENGTHS.pack(len(head), len(body)) + head, body]
+
+
+def read_frame(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+    """The next frame of a blocking stream, or None at its end (also in the middle of a frame)."""
+    lengths = stream.read(LENGTHS.size)
+    if len(lengths) < LENGTHS.size:
+        return None
+    n_head, n_body = LENGTHS.unpack(lengths)
+    head, body = stream.read(n_head), stream.read(n_body)
+    if len(head) < n_head or len(body) < n_body:
+        return None
+    return orjson.loads(head), body
+
+
+def main() -> int:
+    requests, answers = _claim_pipes()
+    first = read_frame(requests)
+    if first is None:
+        return 0
+    settings = first[0]
+    _bind_to_parent(int(settings["parent"]))
+    try:
+        worker = _Worker(settings)
+    except Exception as error:  # the parent turns it into an error with a hint
+        _write(answers, pack({"error": f"{type(error).__name__}: {error}"}))
+        return 1
+    _write(answers, pack({"ready": True, "mib": round(_peak_mib())}))
+    while (frame := read_frame(requests)) is not None:
+        try:
+            answer = worker.answer(*frame)
+            tight = _peak_mib() > TIGHT * worker.memory_mb
+        except MemoryError:
+            os._exit(EXIT_MEMORY)
+        if tight:
+            os._exit(EXIT_MEMORY)
+        _write(answers, answer)
+    return 0
+
+
+class _Worker:
+    """Everything a page needs, loaded once; the memory limit is set after loading."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        from gristmill.curate.extract import page_text
+        from gristmill.curate.language import Identifier
+        from gristmill.curate.schema import Extract
+
+        self.settings = Extract.model_validate(settings["extract"])
+        self.identifier = Identifier(Path(settings["model"]))
+        self.page_text = page_text
+        warm = f"<html><body><article><p>{'A first page. ' * 30}</p></article></body></html>"
+        page_text(warm.encode(), "text/html; charset=utf-8", Extract())  # imports happen before the limits
+        self.identifier.identify(["A first page."])
+        self.test = os.environ.get(TEST_VARIABLE) == "1"
+        self.memory_mb = self.settings.memory_mb
+        needed = round(_peak_mib() + SPARE_MIB)
+        if needed > TIGHT * self.memory_mb:
+            raise ValueError(f"memory_mb of {self.memory_mb} is too small: {round(needed / TIGHT) + 1} are the least")
+        _lower(resource.RLIMIT_AS, self.memory_mb << 20)
+        _lower(resource.RLIMIT_CORE, 0)
+
+    def answer(self, request: dict[str, Any], body: bytes) -> list[bytes]:
+        # The soft limit counts the process's CPU from its start, in whole seconds: rounded up, never short.
+        _lower(resource.RLIMIT_CPU, int(time.process_time()) + 1 + self.settings.cpu_seconds)
+        if self.test and TEST_MARK in body:
+            _misbehave(body.split(TEST_MARK, 1)[1].split(b"-->", 1)[0].decode())
+        page = self.page_text(body, request["type"], self.settings)
+        header: dict[str, Any] = {"charset": page.charset, "notes": dict(page.notes)}
+        if page.reason is not None:
+            header |= {"reason": page.reason, "value": page.value, "threshold": page.threshold}
+            return pack(header)
+        language, score = self.identifier.identify([page.text])[0]
+        return pack(header | {"language": language, "score": score}, page.text.encode())
+
+
+def _misbehave(how: str) -> None:
+    """What tests ask of a page, only with GRISTMILL_TEST_SANDBOX=1."""
+    if how == "segv":
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif how == "hang":
+        while True:
+            pass
+    elif how == "sleep":
+        time.sleep(3600)
+    elif how == "oom":
+        hoard = []
+        while True:
+            hoard.append(bytearray(16 << 20))
+    elif how == "exit":
+        os._exit(1)
+
+
+def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """The two pipes under private numbers; 0, 1 and 2 become /dev/null, so that no print can break a frame."""
+    requests, answers = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    os.close(null)
+    return os.fdopen(requests, "rb", 1 << 20), os.fdopen(answers, "wb", 0)
+
+
+def _write(stream: BinaryIO, buffers: list[bytes]) -> None:
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while view:
+            view = view[stream.write(view) :]
+
+
+def _bind_to_parent(parent: int) -> None:
+    """Signals meant for the run do not count against a page; the parent's end is this process's end.
+
+    End of input covers that but for a page in hand, hence the parent-death signal (Linux).
+    """
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.SIG_IGN)
+    if sys.platform == "linux":
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(0)
+
+
+def _lower(limit: int, value: int) -> None:
+    """Set a soft limit, within the hard one; a platform without it goes without."""
+    _, hard = resource.getrlimit(limit)
+    soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(limit, (soft, hard))
+
+
+def _peak_mib() -> float:
+    """The largest address space this process ever had (MiB; Linux), elsewhere its largest resident set."""
+    try:
+        with open("/proc/self/status", "rb") as f:
+            for line in f:
+                if line.startswith(b"VmPeak:"):
+                    return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""The train stage: packed shards in, a trained model and its metrics out. It runs the launch as a process of its own.
+
+A process keeps torch and its thread pools out of the workers, and lets a run go on exactly from its last checkpoint
+(in the task's work folder) after the worker, the node or the whole tree was killed. timings.jsonl and train.log stay in
+the work folder: an output must not hold a time.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar
+
+import orjson
+
+from gristmill.core.errors import EXIT_INTERRUPTED, EXIT_USAGE, TaskFailed, UsageError
+from gristmill.core.stage import Counters, Outbox, Receipt, Stage, Task
+
+OUTPUTS = ("model.safetensors", "config.json", "metrics.jsonl", "generated.txt", "summary.json")
+TAIL_LINES = 20  # of the log, in an error message
+
+
+class Train(Stage):
+    """config: {"run": resolved settings of a training run (trainer.schema.TrainRun)}. One task over the shards.
+
+    Its rows are the rows of the packed dataset it trained on; notes hold steps, tokens and parameters.
+    """
+
+    name: ClassVar[str] = "train"
+    version: ClassVar[int] = 1
+    upstream: ClassVar[tuple[str, ...]] = ("shards",)
+
+    def uses(self) -> Mapping[str, str]:
+        try:
+            return {"torch": metadata.version("torch")}
+        except metadata.PackageNotFoundError:
+            return {"torch": "none"}  # planning works without it; running says what to install
+
+    def tasks(self, inputs: Mapping[str, Sequence[Receipt]]) -> list[Task]:
+        return self.one_task(inputs)
+
+    def run(self, task: Task, out: Outbox) -> Counters:
+        """Raises UsageError without torch or when run and dataset do not fit, TaskFailed (with the log's end) otherwise."""
+        require_torch()
+        work = out.work
+        settings = work / "run.json"
+        settings.write_bytes(orjson.dumps(task.config["run"], option=orjson.OPT_INDENT_2))
+        dataset = Path(task.shard("shards", "manifest.json").path).parent
+        tokenizer = Path(task.shard("shards", "tokenizer.json").path)
+        launch_training(settings, dataset, tokenizer, work)
+        for name in OUTPUTS:
+            shutil.copyfile(work / name, out.path(name))
+        summary: dict[str, Any] = orjson.loads((work / "summary.json").read_bytes())
+        rows = summary["samples"]
+        notes = Counter({key: summary[key] for key in ("steps", "tokens", "params")})
+        return Counters(rows_in=rows, rows_out=rows, drops=None, notes=notes)
+
+
+def require_torch() -> None:
+    """Raises UsageError that says what to install."""
+    for package in ("torch", "safetensors"):
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(f"training needs {package}", hint="pip install 'gristmill[train]'")
+
+
+def launch_training(settings: Path, dataset: Path, tokenizer: Path, work: Path) -> None:
+    """Run trainer.launch to its end, its progress passed on to stderr and kept in work/train.log.
+
+    The child ends with this process, however it dies. Raises UsageError or TaskFailed with the end of the log.
+    """
+    import os
+
+    command = [sys.executable, "-m", "gristmill.trainer.launch"]
+    for option, value in (("run", settings), ("dataset", dataset), ("tokenizer", tokenizer), ("out", work)):
+        command += [f"--{option}", str(value)]
+    command += ["--parent", str(os.getpid())]
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+    try:
+        assert process.stderr is not None
+        with open(work / "train.log", "a", encoding="utf-8") as log:
+            for line in process.stderr:
+                sys.stderr.write(line)
+                log.write(line)
+                tail.append(line.rstrip())
+        code = process.wait()
+    finally:
+        process.kill()  # nothing when it has ended
+        for pipe in (process.stdin, process.stderr):
+            if pipe is not None:
+                pipe.close()
+        process.wait()
+    if code == 0:
+        return
+    text = "\n".join(tail)
+    if code == EXIT_USAGE:
+        raise UsageError(f"training cannot start:\n{text}")
+    if code == EXIT_INTERRUPTED:
+        raise TaskFailed(
+            "training was stopped by a signal; its checkpoint is kept", hint="the same command goes on from it"
+        )
+    raise TaskFailed(
+        f"training ended with exit code {code}:\n{text}", hint="the same command goes on from the last checkpoint"
+    )
