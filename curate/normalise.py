@@ -26,8 +26,3 @@ def normalise(text: str) -> tuple[str, dict[str, int]]:
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return text, notes
-
-
-def storable(text: str) -> str:
-    """A header value that UTF-8 can hold: lone surrogates become U+FFFD. For URLs, dates and record ids."""
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)

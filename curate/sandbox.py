@@ -48,7 +48,7 @@ class Job:
     """One page: its payload (content decoded) and its Content-Type header."""
 
     body: bytes
-    content_type: str | None
+    content_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class _Child:
     def send(self, job: Job) -> None:
         self.sent += 1
         self._stalled = 0.0
-        content_type = job.content_type and job.content_type.encode("utf-8", "replace").decode()
+        content_type = job.content_type.encode("utf-8", "replace").decode()
         self._put(pack({"type": content_type}, job.body))
 
     def _put(self, buffers: list[bytes]) -> None:

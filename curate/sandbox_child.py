@@ -28,7 +28,7 @@ EXIT_MEMORY = 77
 TIGHT = 0.8
 """A library may swallow a MemoryError and go on with less text. A page whose process ever held this share of the limit
 is not believed; it is tried alone in a fresh process and then counts as `extract.memory`."""
-SPARE_MIB = 64
+SPARE_MIB = 128
 TEST_VARIABLE = "GRISTMILL_TEST_SANDBOX"
 TEST_MARK = b"<!--gristmill-test:"
 

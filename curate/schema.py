@@ -27,7 +27,7 @@ class Extract(Settings):
     """Shorter texts are dropped as `extract.no_text` (characters)."""
     cpu_seconds: int = Field(60, ge=1)
     """A page that burns more CPU than this in two fresh processes is quarantined as hung: a backstop, far above the tail (p99 0.3 s)."""
-    memory_mb: int = Field(3000, ge=256)
+    memory_mb: int = Field(3000, ge=512)
     """Address space of one extraction process (MiB)."""
     recycle_pages: int = Field(2000, ge=1)
     """An extraction process is replaced after this many pages (trafilatura leaks)."""

@@ -1,4 +1,4 @@
-"""Decides on a page by its URL: datatrove's URLFilter verdicts with datatrove's lists, held in 36 MB instead of 500.
+"""Decides on a page by its URL: datatrove's URLFilter verdicts with its lists, 4.6 million domains held in 36 MB.
 
 The rules, in order, first match wins (datatrove's `URLFilter.filter`; its names in brackets):
 url.domain [domain]               the registered domain is listed
@@ -8,8 +8,8 @@ url.hard_word [hard_blacklisted]  a word of the URL, split at non-alphanumerics 
 url.soft_words [soft_blacklisted] at least `soft_words` different words of the URL are soft words
 url.subword [blacklisted_subword] a banned subword stands in the URL, lower-cased and stripped of non-alphanumerics
 
-Two quirks are datatrove's and kept. Its URL list is stripped to lower-case alphanumerics when read and compared with
-the URL as it stands, so `url.url` almost never applies. Host names are compared as written, so upper case escapes.
+Two quirks are datatrove's and kept. The entries of its URL list have no scheme and are compared with the whole URL,
+so `url.url` almost never applies. Host names are compared as written, so upper case escapes.
 One thing differs: tldextract reads its packaged public suffix list, never the network or a cache, so that verdicts
 are the same everywhere.
 """
@@ -140,7 +140,7 @@ def load_lists() -> UrlLists:
                 domains = np.concatenate(parts)
                 domains.sort()  # np.unique hashes first: five times slower here
             elif member.name.endswith("urls"):
-                urls = frozenset(_normal(line.decode()) for lines in _lines(file) for line in lines)
+                urls = frozenset(line.decode() for lines in _lines(file) for line in lines)
     assert len(domains), f"{_ARCHIVE} holds no domains"
     subwords = tuple(sorted(words["banned_subwords.txt"] - {""}))
     return UrlLists(domains, urls, words["banned_words.txt"], words["soft_banned_words.txt"], subwords)

@@ -14,13 +14,14 @@ from __future__ import annotations
 import re
 import threading
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gristmill.curate.kernels import BASE, PRIME
+from gristmill.curate.tokenizers import tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,68 +32,19 @@ STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 MAX_ROWS = 1_000_000  # memo rows of one process, all languages: about 250 MB; then everything is forgotten
 MAX_CHARS = 64_000_000  # characters held by those rows
 LONG = 64  # longer chunks (URLs, base64, unspaced scripts) seldom come back and are not memoised
-EXACT = 2_000  # longest chunk given whole to spaCy, whose affix loop is quadratic: 0.25 s for 2,000 brackets
-LONG_BUDGET = 100_000  # characters per document in chunks longer than LONG that spaCy gets whole; then in pieces
+JOINED = 256  # longest pair or run of chunks segmented together
+EXACT = 1_000  # longest chunk given whole to spaCy, whose affix loop is quadratic: 0.06 s for 1,000 brackets
+LONG_BUDGET = 50_000  # characters per document in chunks longer than LONG that spaCy gets whole; then in pieces
 ZONE = 4_096  # chunks segmented per spaCy memory zone, which frees the lexemes they made
 
 NONSYMBOL, ALPHA, STOP_SHIFT = 1, 2, 2
 """Bits of a word's flags: has a character that is no punctuation; has a letter; from bit 2 on, index of its stop word
 plus one."""
 
-_NO_SEGMENTER = "bo dz ja km ko lo my th vi wuu yue zh"
-_SPACY: dict[str, str] = {
-    "en": "en frr fy sco",
-    "xx": "ar av az cbk ce cv eml eo gn ht ia ie io jbo kn kv lez mhr mrj nah os qu sah sh so tg tt tyv ug uz vo "
-    "as be br bpy bxr ckb cy diq dty dv gd gl gom gv hif ka kk krc ku kw lrc mai mn mt myv mzn new or pa pnb ps sd "
-    "xal xmf yi",
-    "de": "als bar de",
-    "es": "an ast co es mwl oc sc",
-    "fa": "azb fa",
-    "tl": "bcl ceb tl war",
-    "sr": "bs sr",
-    "fi": "fi vep",
-    "fr": "fr rm wa",
-    "ms": "ilo jv mg min ms pam su",
-    "it": "it nap scn",
-    "lb": "lb pfl",
-    "nl": "li nds nl vls",
-    "lij": "lmo pms vec",
-    "nb": "nn no",
-    "ru": "ru rue",
-    "tr": "tk tr",
-    "hi": "bh hi",
-    "ar": "arz",
-    "tt": "ba",
-    "tn": "sw",
-}
-_OWN = (
-    "af am bg bn ca cs da dsb el et eu ga gu he hr hsb hu hy id is ky la lt lv mk ml mr ne pl pt ro sa si sk sl sq "
-    "sv ta te uk ur yo"
-)
-
-NO_SEGMENTER = frozenset(_NO_SEGMENTER.split())
-"""fastText labels of languages whose words need a statistical or dictionary segmenter (datatrove: jieba, fugashi,
-kiwi, pythainlp, pyvi, ...): rules over words are not applied there."""
-
-TOKENIZERS: dict[str, str] = {
-    **{label: code for code, labels in _SPACY.items() for label in labels.split()},
-    **{label: label for label in _OWN.split()},
-}
-"""fastText label -> spaCy blank pipeline. As datatrove 0.10.1's assignment wherever that names spaCy, but `als` (lid.176
-means Alemannic, not Tosk Albanian) and `sa` (Sanskrit's own rules). Labels for which datatrove loads a model get spaCy's
-own rules if there are any, else the multi-language ones."""
-
 Ints = npt.NDArray[np.int64]
 Words64 = npt.NDArray[np.uint64]
 
 _RUNS = re.compile(r"\S+|\s+")
-
-
-def tokenizer_of(language: str | None) -> str | None:
-    """The spaCy blank pipeline for a fastText label; None where words need a segmenter; unknown labels get "xx"."""
-    if language in NO_SEGMENTER:
-        return None
-    return TOKENIZERS.get(language or "", "xx")
 
 
 @dataclass(frozen=True)
@@ -128,8 +80,6 @@ def split_line(line: str) -> tuple[list[str], int]:
     if n and " ".join(chunks) != line:
         # spaCy swallows one space per gap; any other gap is a token, which matters to its sentence rule
         chunks = [run if not run.isspace() else "\n" for run in _RUNS.findall(line) if run != " "]
-    elif not n and len(line) > 1:
-        chunks = ["\n"]
     return chunks, n
 
 
@@ -198,7 +148,11 @@ class Lexicon:
 
         self.code = code
         self._nlp = spacy.blank(code)
-        tok = self._tokenizer = self._nlp.tokenizer
+        # spaCy cannot forget the lexeme whose key is 1 when a memory zone ends and fails at its next use (datatrove
+        # then deletes the word from the text, from the second document on); made outside any zone, it stays
+        self._nlp.vocab["IS_ALPHA"]
+        tok: Any = self._nlp.tokenizer
+        self._tokenizer = tok
         # the same tokenizer without special cases, to see which tokens a special case is matched on
         self._bare = Tokenizer(
             self._nlp.vocab,
@@ -213,7 +167,7 @@ class Lexicon:
         self._pairs: set[tuple[str, str]] = set()
         for special in tok.rules:
             tokens = [t.text for t in self._bare(special) if not t.is_space]
-            self._pairs.update(zip(tokens, tokens[1:], strict=False))
+            self._pairs.update(pairwise(tokens))
         self._firsts = {second for _, second in self._pairs}
         self._lasts = {first for first, _ in self._pairs}
         self._punctuation = PUNCTUATION_SET
@@ -225,6 +179,7 @@ class Lexicon:
         """Forget everything. Changes no result."""
         self._memo: dict[str, int] = {"\n": 0}
         self._long: dict[str, int] = {}
+        self._budget = LONG_BUDGET
         self._edges: dict[int, tuple[set[str], set[str]]] = {}
         self._strings: list[str] = []
         self._columns = {name: _Column(dtype) for name, dtype in {**_CHUNK_COLUMNS, **_WORD_COLUMNS}.items()}
@@ -241,18 +196,25 @@ class Lexicon:
 
     def lines(self, lines: Iterable[str]) -> Lines:
         """Segment lines (without their line ends; only their strip()ped content counts but for inner gaps)."""
-        parts = [split_line(line) for line in lines]
-        split = [chunks for chunks, _ in parts]
-        rows = self._lookup(split)
+        flat: list[str] = []
+        counts: list[int] = []
+        stops = [0]
+        for line in lines:
+            chunks, n = split_line(line)
+            flat += chunks
+            flat.append("\n")
+            counts.append(n)
+            stops.append(len(flat))
+        starts = np.array(stops, np.int64)
+        rows = self._lookup(flat)
         hot = self._columns["hot"].take(rows)
-        near = np.flatnonzero((hot[:-1] & 2).astype(bool) & (hot[1:] & 1).astype(bool))
-        if len(near) and (joints := [i for i in near.tolist() if self._may_join(int(rows[i]), int(rows[i + 1]))]):
-            split = _joined(split, set(joints))
-            rows = self._lookup(split)
-        lengths = np.fromiter(map(len, split), np.int64, len(split)) + 1
-        starts = np.zeros(len(split) + 1, np.int64)
-        np.cumsum(lengths, out=starts[1:])
-        return Lines(rows, starts, [n for _, n in parts])
+        near = np.flatnonzero((hot[:-1] & 2).astype(bool) & (hot[1:] & 1).astype(bool)).tolist()
+        joints = [i for i in near if self._may_join(int(rows[i]), int(rows[i + 1]))]
+        if joints:
+            flat, gone = _joined(flat, joints)
+            rows = self._lookup(flat)
+            starts -= np.searchsorted(np.array(gone, np.int64), starts)
+        return Lines(rows, starts, counts)
 
     def gather(self, rows: Ints) -> Words:
         """Word features of a sequence of chunk rows."""
@@ -263,9 +225,9 @@ class Lexicon:
     def word_count(self, rows: Ints) -> int:
         return int(self._columns["count"].take(rows).sum())
 
-    def sentence_columns(self, rows: Ints) -> tuple[npt.NDArray[Any], ...]:
+    def sentence_columns(self, rows: Ints) -> list[npt.NDArray[Any]]:
         """(breaks0, breaks1, state0, state1) per chunk, for `kernels.sentences`."""
-        return tuple(self._columns[name].take(rows) for name in ("breaks0", "breaks1", "state0", "state1"))
+        return [self._columns[name].take(rows) for name in ("breaks0", "breaks1", "state0", "state1")]
 
     def words(self, text: str) -> list[str]:
         """The words themselves: spaCy's tokens, stripped, without the empty ones."""
@@ -281,8 +243,7 @@ class Lexicon:
         positions: Ints = np.repeat(first, count) + np.arange(total)
         return positions
 
-    def _lookup(self, split: list[list[str]]) -> Ints:
-        flat = list(chain.from_iterable([*chunks, "\n"] for chunks in split))
+    def _lookup(self, flat: list[str]) -> Ints:
         found = list(map(self._memo.get, flat))
         if None in found:
             self._learn(dict.fromkeys(chunk for chunk, row in zip(flat, found, strict=True) if row is None))
@@ -320,19 +281,18 @@ class Lexicon:
         tokens: list[str] = []
         symbols: list[int] = []
         for piece in pieces:
-            texts, punct = self._tokens(piece)
-            for text, is_punct in zip(texts, punct, strict=True):
-                symbols.append(2 if text in self._terminals else int(is_punct))
+            for token in self._tokenizer(_utf8(piece)):
+                text = token.text
+                symbols.append(2 if text in self._terminals else int(token.is_punct))
                 stripped = text.strip()
                 if stripped:
                     tokens.append(stripped)
         hot = 0
         if tokens:
             firsts, lasts = {tokens[0]}, {tokens[-1]}
-            if (len(tokens) > 1 or chunk in self._rules) and len(pieces) == 1:
-                bare = self._texts(self._bare, chunk)
-                firsts.add(bare[0])
-                lasts.add(bare[-1])
+            if len(tokens) > 1 or chunk in self._rules:  # the edges as special cases are matched on them
+                firsts.add(self._bare(_utf8(chunk[:LONG]))[0].text)
+                lasts.add(self._bare(_utf8(chunk[-LONG:]))[-1].text)
             firsts &= self._firsts
             lasts &= self._lasts
             hot = (1 if firsts else 0) | (2 if lasts else 0)
@@ -340,20 +300,6 @@ class Lexicon:
                 self._edges[row] = (firsts, lasts)
         self.chars += len(chunk)
         self._add(new, tokens, symbols, hot, chunk)
-
-    def _tokens(self, piece: str) -> tuple[list[str], list[bool]]:
-        try:
-            doc = self._tokenizer(piece)
-        except UnicodeEncodeError:  # a lone surrogate: spaCy keeps strings as UTF-8
-            doc = self._tokenizer(piece.encode("utf-8", "replace").decode())
-        return [t.text for t in doc], [t.is_punct for t in doc]
-
-    @staticmethod
-    def _texts(tokenizer: Any, piece: str) -> list[str]:
-        try:
-            return [t.text for t in tokenizer(piece)]
-        except UnicodeEncodeError:
-            return [t.text for t in tokenizer(piece.encode("utf-8", "replace").decode())]
 
     def _add(self, new: _Rows, tokens: list[str], symbols: list[int], hot: int = 0, chunk: str = "") -> None:
         new.start.append(len(self._strings))
@@ -383,20 +329,24 @@ class Lexicon:
         self.rows += len(new.start)
 
 
-def _joined(split: list[list[str]], joints: set[int]) -> list[list[str]]:
-    """Chunks with those at flat positions i and i + 1 made one, for each i of `joints`. Lines end with a row of 0."""
-    out: list[list[str]] = []
+def _joined(flat: list[str], joints: list[int]) -> tuple[list[str], list[int]]:
+    """Chunks with those at i and i + 1 made one, for each i of `joints` (ascending); and the positions that went."""
+    gone: list[int] = []
+    out: list[str] = []
     at = 0
-    for chunks in split:
-        line: list[str] = []
-        for i, chunk in enumerate(chunks):
-            if i and at + i - 1 in joints:
-                line[-1] += " " + chunk
-            else:
-                line.append(chunk)
-        out.append(line)
-        at += len(chunks) + 1
-    return out
+    for i in joints:
+        out += flat[at : i + 1]
+        at = i + 1
+        if len(out[-1]) + len(flat[at]) < JOINED:  # a long run (":( ( ( ( (") costs its square
+            out[-1] += " " + flat[at]
+            gone.append(at)
+            at += 1
+    return out + flat[at:], gone
+
+
+def _utf8(text: str) -> str:
+    """Text that spaCy can keep as UTF-8: lone surrogates become "?"."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def word_hash(word: str) -> int:

@@ -262,7 +262,7 @@ class _Session:
 
         waiting = deque((task, 0) for task in state.todo)
         running: dict[Any, tuple[Task, int]] = {}
-        completed = as_completed(with_results=False)
+        completed = as_completed(loop=self.client.loop)
         number = 0
 
         def fill() -> None:

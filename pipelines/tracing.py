@@ -84,7 +84,7 @@ def training_runs(root: Path) -> list[dict[str, Any]]:
 
 def trace_step(root: Path, step: int, run_id: str | None = None) -> list[dict[str, Any]]:
     """Every piece of every row of a step's global batch, in row order."""
-    from gristmill.mixes.trace import trace_rows
+    from gristmill.mixes.tracing import trace_rows
     from gristmill.trainer.order import rows_of_step
 
     dataset = run_dataset(root, run_id)
@@ -93,7 +93,7 @@ def trace_step(root: Path, step: int, run_id: str | None = None) -> list[dict[st
 
 def trace_token(root: Path, address: str, run_id: str | None = None) -> dict[str, Any]:
     """The document behind PHASE:ROW:POS. Raises UsageError on a malformed address."""
-    from gristmill.mixes import trace
+    from gristmill.mixes import tracing as trace
 
     phase, _, rest = address.rpartition(":")
     phase, _, row = phase.rpartition(":")
@@ -107,7 +107,7 @@ def trace_token(root: Path, address: str, run_id: str | None = None) -> dict[str
 
 def show_row(root: Path, phase: str, row: int) -> dict[str, Any]:
     """The pieces and the decoded text of one packed row."""
-    from gristmill.mixes.trace import trace_rows
+    from gristmill.mixes.tracing import trace_rows
     from gristmill.tokenize.codec import Codec
 
     dataset = PackedDataset(dataset_folder(root))
@@ -142,7 +142,7 @@ def verify(root: Path, rows: Sequence[dict[str, Any]], run_id: str | None = None
     for row in rows:
         if row["id"] not in encoded:
             text = _rebuild(row, settings, c4, versions[row["id"]])
-            encoded[row["id"]] = [*codec.encode_batch([text])[0].tolist(), codec.eos_id]
+            encoded[row["id"]] = [*codec.encode_batch([text])[0].tolist(), codec.eos]
         length = row["length"]
         want = encoded[row["id"]][row["doc_start"] : row["doc_start"] + length]
         tokens, _ = dataset.row(row["phase"], row["row"])
@@ -152,28 +152,28 @@ def verify(root: Path, rows: Sequence[dict[str, Any]], run_id: str | None = None
             raise GristmillError(f"row {row['phase']}:{row['row']} differs from {row['url']} extracted again")
 
 
-def _rebuild(row: dict[str, Any], settings: dict[str, Any], c4: dict[str, Any] | None, version: tuple[str, str]) -> str:
+def _rebuild(row: dict[str, Any], settings: dict[str, Any], c4: dict[str, Any] | None, version: tuple[str, str, int]) -> str:
     from gristmill.curate.pages import text_of_range
     from gristmill.curate.schema import C4Rewrite, Extract
 
-    text = text_of_range(
-        row["warc_file"], row["warc_offset"], row["warc_length"], Extract(**settings["extract"]), row["warc_name"]
-    )
+    extract = Extract(**settings["extract"])
+    place = (row["warc_file"], row["warc_offset"], row["warc_length"])
+    text = text_of_range(*place, extract, row["warc_name"], inner=version[2])
     if version[0] == "raw":
         return text
-    from gristmill.curate.metrics import measure_batch
+    from gristmill.curate.measure import measure_batch
 
     measured = measure_batch([text], [version[1]], C4Rewrite(**(c4 or {})), 30)
     return str(measured["c4.text"][0].as_py())
 
 
-def _text_versions(root: Path, ids: set[str]) -> dict[str, tuple[str, str]]:
-    """Document id -> (text version, language), from the curated Parquet."""
-    found: dict[str, tuple[str, str]] = {}
+def _text_versions(root: Path, ids: set[str]) -> dict[str, tuple[str, str, int]]:
+    """Document id -> (text version, language, offset inside its gzip member), from the curated Parquet."""
+    found: dict[str, tuple[str, str, int]] = {}
     for receipt in manifests(root)["curate"].receipts:
-        table = read_table(receipt.output("documents.parquet"), ["id", "text_version", "language"])
+        table = read_table(receipt.output("documents.parquet"), ["id", "text_version", "language", "warc_inner"])
         for r in table.filter(pc.is_in(table["id"], _strings(ids))).to_pylist():
-            found[r["id"]] = (r["text_version"], r["language"])
+            found[r["id"]] = (r["text_version"], r["language"], r["warc_inner"])
     missing = ids - found.keys()
     if missing:
         raise UsageError(
@@ -219,7 +219,7 @@ def find(root: Path, what: str) -> dict[str, Any]:
     look("curate", "documents.parquet", "kept")
     trained: list[dict[str, Any]] = []
     if "shards" in known:
-        from gristmill.mixes.trace import find_document
+        from gristmill.mixes.tracing import find_document
 
         dataset = PackedDataset(dataset_folder(root))
         for doc in documents.values():

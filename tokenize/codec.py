@@ -10,14 +10,14 @@ import numpy as np
 
 from gristmill.core.errors import FormatError
 from gristmill.core.tokshards import token_dtype
-from gristmill.core.tokstore import tokenizer_facts
+from gristmill.core.vocabulary import tokenizer_facts
 
 
 class Codec:
     """A tokenizer.json ready to encode. The `tokenizers` library is the truth for ids.
 
     `vocab_size` is the number of ids, `sha256` the file's digest, `special_ids` maps the roles of
-    `core.tokstore.SPECIALS` to ids. Raises FormatError when the file is no tokenizer.
+    `core.vocabulary.SPECIALS` to ids. Raises FormatError when the file is no tokenizer.
     """
 
     def __init__(self, source: str | Path | bytes) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from gristmill.core.settings import Settings
-from gristmill.core.tokstore import SPECIALS
+from gristmill.core.vocabulary import SPECIALS
 
 BYTES = 256
 """Byte level: every byte is a token of its own, so there is no unknown token."""

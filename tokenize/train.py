@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gristmill.core.errors import InputError
-from gristmill.core.tokstore import SPECIALS
+from gristmill.core.vocabulary import SPECIALS
 from gristmill.tokenize.schema import Tokenizer
 from gristmill.tokenize.split import pattern
 

@@ -46,10 +46,12 @@ def write_text(model: Decoder, tokenizer: Tokenizer, settings: Generate, special
     """The prompt and its continuation. An empty prompt starts a document: at bos, or at eos where there is no bos."""
     ids = tokenizer.encode(settings.prompt, add_special_tokens=False).ids
     eos = special_ids.get("eos")
-    first = special_ids.get("bos", eos)
-    if not ids and first is None:
-        raise UsageError("nothing to start from: the prompt is empty and there is no bos or eos id")
-    new = generate(model, ids or [first], settings.tokens, settings.temperature, settings.seed, eos)
+    if not ids:
+        first = special_ids.get("bos", eos)
+        if first is None:
+            raise UsageError("nothing to start from: the prompt is empty and there is no bos or eos id")
+        ids = [first]
+    new = generate(model, ids, settings.tokens, settings.temperature, settings.seed, eos)
     return settings.prompt + str(tokenizer.decode(new))
 
 

@@ -89,7 +89,7 @@ def _launch(run: TrainRun, options: argparse.Namespace) -> int:
     from gristmill.trainer import export, generate, loop
 
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and only hides reads of unset memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and only hides reads of unset memory
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, frame: _stop(stop, signum, frame))

@@ -107,9 +107,12 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(config.hidden, padded_vocab(vocab_size), bias=False)
-        cos_TD, sin_TD = rotary_table(max_seq_len, config.head_dim, config.rope_theta)
-        self.register_buffer("cos_TD", cos_TD, persistent=False)
-        self.register_buffer("sin_TD", sin_TD, persistent=False)
+        self.cos_TD: Tensor
+        self.sin_TD: Tensor
+        for name, table_TD in zip(
+            ("cos_TD", "sin_TD"), rotary_table(max_seq_len, config.head_dim, config.rope_theta), strict=True
+        ):
+            self.register_buffer(name, table_TD, persistent=False)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

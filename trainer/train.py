@@ -8,11 +8,13 @@ the work folder: an output must not hold a time.
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +25,7 @@ from gristmill.core.errors import EXIT_INTERRUPTED, EXIT_USAGE, TaskFailed, Usag
 from gristmill.core.stage import Counters, Outbox, Receipt, Stage, Task
 
 OUTPUTS = ("model.safetensors", "config.json", "metrics.jsonl", "generated.txt", "summary.json")
+OPERATIONAL = frozenset({"mixture", "log_every", "checkpoint", "verify_shards"})  # settings that change no output
 TAIL_LINES = 20  # of the log, in an error message
 
 
@@ -43,16 +46,20 @@ class Train(Stage):
             return {"torch": "none"}  # planning works without it; running says what to install
 
     def tasks(self, inputs: Mapping[str, Sequence[Receipt]]) -> list[Task]:
-        return self.one_task(inputs)
+        """One task. Its id leaves out what changes no weight, so that a changed log line or checkpoint interval resumes."""
+        run = {key: value for key, value in self.config["run"].items() if key not in OPERATIONAL}
+        return [replace(task, config={"run": run}) for task in self.one_task(inputs)]
 
     def run(self, task: Task, out: Outbox) -> Counters:
         """Raises UsageError without torch or when run and dataset do not fit, TaskFailed (with the log's end) otherwise."""
         require_torch()
         work = out.work
         settings = work / "run.json"
-        settings.write_bytes(orjson.dumps(task.config["run"], option=orjson.OPT_INDENT_2))
+        settings.write_bytes(orjson.dumps(self.config["run"], option=orjson.OPT_INDENT_2))
         dataset = Path(task.shard("shards", "manifest.json").path).parent
         tokenizer = Path(task.shard("shards", "tokenizer.json").path)
+        # what `gristmill trace` needs of a run that has no receipt yet
+        (work / "launch.json").write_bytes(orjson.dumps({"dataset": str(dataset)}))
         launch_training(settings, dataset, tokenizer, work)
         for name in OUTPUTS:
             shutil.copyfile(work / name, out.path(name))
@@ -74,8 +81,6 @@ def launch_training(settings: Path, dataset: Path, tokenizer: Path, work: Path) 
 
     The child ends with this process, however it dies. Raises UsageError or TaskFailed with the end of the log.
     """
-    import os
-
     command = [sys.executable, "-m", "gristmill.trainer.launch"]
     for option, value in (("run", settings), ("dataset", dataset), ("tokenizer", tokenizer), ("out", work)):
         command += [f"--{option}", str(value)]

@@ -128,11 +128,13 @@ def run(
     """
     import orjson
 
+    from gristmill.pipelines import cluster as clusters
     from gristmill.pipelines import runner
     from gristmill.pipelines.graph import ancestors, build
     from gristmill.pipelines.inputs import list_inputs, remember_inputs
     from gristmill.pipelines.schema import load_recipe
 
+    clusters.parse(cluster)
     loaded = load_recipe(recipe, overrides)
     nodes = ancestors(build(loaded), to)
     root.mkdir(parents=True, exist_ok=True)

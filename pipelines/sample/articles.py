@@ -12,7 +12,7 @@ from gristmill.pipelines.sample.blocks import Block, parse
 from gristmill.pipelines.sample.sources import Raw, docstrings, topics
 
 MIN_WORDS = 100
-PART_WORDS = 700
+PART_WORDS = 950
 """A longer text is cut into parts of about this many words, at headings where it has them."""
 _MAX_CODE_BLOCKS, _MAX_CODE_LINES = 2, 8
 _BANNED = re.compile(
@@ -21,12 +21,75 @@ _BANNED = re.compile(
     re.IGNORECASE,
 )
 """C4 drops pages with a brace and lines with these phrases; addresses and TeX are planted or left out on purpose."""
-_TOKEN = re.compile(r"\w(?:\S*\w)?|[^\w\s]")
+_TOKEN = re.compile(r"\w[\w.']*(?<![.'])|[^\w\s]")
 _LETTER = re.compile(r"[^\W\d_]")
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 _STOP = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 _QUOTED_LITERAL = re.compile(r"[‘']?\"([^\"\n]{1,40})\"[’']?")
 """How help topics show a literal: in quotes that the reference itself renders as a code font."""
+_FUNCTION_WORDS = frozenset(
+    [
+        "the",
+        "be",
+        "to",
+        "of",
+        "and",
+        "a",
+        "in",
+        "that",
+        "is",
+        "for",
+        "it",
+        "as",
+        "with",
+        "on",
+        "by",
+        "this",
+        "not",
+        "are",
+        "or",
+        "from",
+        "at",
+        "an",
+        "if",
+        "can",
+        "will",
+        "which",
+        "when",
+        "has",
+        "have",
+        "was",
+        "used",
+        "you",
+        "all",
+        "one",
+        "each",
+        "no",
+        "but",
+        "any",
+        "other",
+        "only",
+        "more",
+        "its",
+        "may",
+        "also",
+        "must",
+        "than",
+        "then",
+        "so",
+        "do",
+        "does",
+        "should",
+        "these",
+        "there",
+        "their",
+        "both",
+        "into",
+        "such",
+        "same",
+        "between",
+    ]
+)
 _WORD = re.compile(r"\w+")
 
 
@@ -64,7 +127,7 @@ def jaccard(a: str, b: str) -> float:
 def articles(*, seed: int, count: int) -> list[Article]:
     """`count` articles in an order drawn by hash of (seed, key); fewer when the machine's sources hold no more.
 
-    Reading stops once there are 1.4 times as many candidates as asked for, so that small samples are quick. No
+    Reading stops once there are 1.15 times as many candidates as asked for, so that small samples are quick. No
     package gives more than a quarter of them while others still have text.
     """
     found: list[Article] = []
@@ -72,7 +135,7 @@ def articles(*, seed: int, count: int) -> list[Article]:
     for candidate in _candidates():
         if article := distinct.refine(candidate):
             found.append(article)
-            if len(found) >= 1.4 * count + 20:
+            if len(found) >= 1.15 * count + 20:
                 break
     found.sort(key=lambda a: hash64(a.key, seed))
     chosen: list[Article] = []
@@ -109,9 +172,8 @@ def _candidates() -> Iterator[Article]:
 
 
 def _module_of(raw: Raw) -> str:
-    """The file's dotted name: parts up to the first that starts a definition are lower case in almost all packages."""
-    parts = raw.name.split(".")
-    return ".".join(parts[: 2 if len(parts) < 4 else 3])
+    """The first two parts of a dotted name: the unit whose shorter docstrings share pages."""
+    return ".".join(raw.name.split(".")[:2])
 
 
 def _digest(module: str, short: list[tuple[str, list[Block]]]) -> Iterator[Article]:
@@ -136,7 +198,11 @@ def _clean(blocks: Iterable[Block]) -> Iterator[Block]:
     for block in blocks:
         if block.kind == "pre":
             code += 1
-            if code <= _MAX_CODE_BLOCKS and len(block.lines) <= _MAX_CODE_LINES and not _BANNED.search("\n".join(block.lines)):
+            if (
+                code <= _MAX_CODE_BLOCKS
+                and len(block.lines) <= _MAX_CODE_LINES
+                and not _BANNED.search("\n".join(block.lines))
+            ):
                 yield block
             continue
         lines = []
@@ -148,8 +214,20 @@ def _clean(blocks: Iterable[Block]) -> Iterator[Block]:
             yield Block(block.kind, tuple(lines))
 
 
+def alphabetic(article: Article) -> float:
+    """Share of tokens that hold a letter in the text as extraction gives it: a dash before each list item, code kept."""
+    lines = [f"- {x}" if b.kind in ("ul", "dl") else x for b in article.blocks for x in b.lines]
+    return _alphabetic("\n".join(lines))
+
+
+def function_words(article: Article) -> float:
+    """Share of words that are common English function words: low in lists of names and figures."""
+    w = words(article.text())
+    return sum(x in _FUNCTION_WORDS for x in w) / max(len(w), 1)
+
+
 def _alphabetic(text: str) -> float:
-    """Share of tokens (words and the marks around them, much as spaCy cuts them) that hold a letter."""
+    """Share of tokens (words, with their dots, and single marks: a little finer than spaCy cuts) that hold a letter."""
     tokens = _TOKEN.findall(text)
     return sum(_LETTER.search(t) is not None for t in tokens) / max(len(tokens), 1)
 
@@ -168,11 +246,13 @@ def _parts(package: str, key: str, name: str, blocks: list[Block]) -> Iterator[A
 
 
 def _title(name: str, blocks: list[Block]) -> tuple[str, list[Block]]:
-    """A title from a leading heading or a short summary sentence; else the name."""
-    if blocks and blocks[0].kind == "h":
-        return blocks[0].lines[0], blocks[1:]
-    if blocks and blocks[0].kind == "p" and 3 <= len(blocks[0].lines[0].split()) <= 12:
-        return blocks[0].lines[0].rstrip("."), blocks
+    """A title from a leading heading of several words or a short summary sentence; else the name."""
+    first = blocks[0] if blocks else Block("p", ("",))
+    n = len(first.lines[0].split())
+    if first.kind == "h" and 2 <= n <= 12:
+        return first.lines[0], blocks[1:]
+    if first.kind == "p" and 3 <= n <= 12 and first.lines[0].endswith("."):
+        return first.lines[0].rstrip("."), blocks
     return name, blocks
 
 
@@ -232,7 +312,7 @@ def reads_as_prose(article: Article) -> bool:
         return False
     if sum(x.endswith((".", "!", "?", ":")) for x in lines) < 0.35 * n_lines:
         return False
-    if _alphabetic("\n".join([text, *code_lines])) < 0.83 or not 3.4 <= sum(map(len, w)) / len(w) <= 7.5:
+    if alphabetic(article) < 0.81 or not 3.4 <= sum(map(len, w)) / len(w) <= 7.5:
         return False
     return len(_STOP.intersection(w)) >= 4 and not _repetitive(text, w)
 

@@ -7,17 +7,32 @@ the text is on every machine that can run the sample; a package that is absent i
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import importlib.util
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_STDLIB = ["argparse", "asyncio", "bdb", "calendar", "cmd", "code", "codeop", "collections", "concurrent", "configparser", "contextlib", "copy", "csv", "ctypes", "dataclasses", "datetime", "decimal", "difflib", "dis", "doctest", "email", "enum", "filecmp", "fileinput", "fractions", "ftplib", "functools", "getopt", "gettext", "glob", "graphlib", "gzip", "hashlib", "heapq", "hmac", "html", "http", "imaplib", "importlib", "inspect", "ipaddress", "json", "linecache", "locale", "logging", "lzma", "mailbox", "mimetypes", "multiprocessing", "netrc", "numbers", "optparse", "pathlib", "pdb", "pickle", "pickletools", "pkgutil", "platform", "plistlib", "poplib", "pprint", "profile", "pyclbr", "queue", "random", "re", "sched", "selectors", "shelve", "shlex", "shutil", "smtplib", "socket", "socketserver", "sqlite3", "ssl", "statistics", "string", "stringprep", "struct", "subprocess", "symtable", "tarfile", "tempfile", "textwrap", "threading", "timeit", "tkinter", "tomllib", "trace", "traceback", "tracemalloc", "turtle", "types", "typing", "unittest", "urllib", "uuid", "venv", "warnings", "wave", "weakref", "webbrowser", "wsgiref", "xml", "xmlrpc", "zipapp", "zipfile", "zoneinfo"]
-_PACKAGES = ["click", "dask", "distributed", "fsspec", "pyarrow", "pydantic", "datasketch", "numpy", "tokenizers", "rich", "spacy", "trafilatura", "resiliparse", "tldextract", "regex", "lxml", "datatrove", "zstandard", "llvmlite", "thinc", "catalogue", "jinja2", "tornado", "toolz", "urllib3", "requests", "cloudpickle", "scipy", "numba", "huggingface_hub"]
-_SKIPPED_FOLDERS = frozenset(
-    ["test", "tests", "testing", "_vendor", "vendored", "vendor", "__pycache__", "examples", "_pyinstaller", "idlelib", "lib2to3", "site-packages", "cuda", "inference", "lang", "f2py", "distutils", "typing_tests", "_repository"]
-)
+_STDLIB = """
+argparse asyncio bdb calendar cmd code codeop collections concurrent configparser contextlib copy csv ctypes
+dataclasses datetime decimal difflib dis doctest email enum filecmp fileinput fractions ftplib functools getopt
+gettext glob graphlib gzip hashlib heapq hmac html http imaplib importlib inspect ipaddress json linecache
+locale logging lzma mailbox mimetypes multiprocessing netrc numbers optparse pathlib pdb pickle pickletools
+pkgutil platform plistlib poplib pprint profile pyclbr queue random re sched selectors shelve shlex shutil
+smtplib socket socketserver sqlite3 ssl statistics string stringprep struct subprocess symtable tarfile tempfile
+textwrap threading timeit tkinter tomllib trace traceback tracemalloc turtle types typing unittest urllib uuid
+venv warnings wave weakref webbrowser wsgiref xml xmlrpc zipapp zipfile zoneinfo
+"""
+_PACKAGES = """
+click dask distributed fsspec pyarrow pydantic datasketch numpy tokenizers rich spacy trafilatura resiliparse
+tldextract regex lxml datatrove zstandard llvmlite thinc catalogue jinja2 tornado toolz urllib3 requests
+cloudpickle scipy numba huggingface_hub
+"""
+_SKIPPED_FOLDERS = """
+test tests testing _vendor vendored vendor __pycache__ examples _pyinstaller idlelib lib2to3 site-packages cuda
+inference lang f2py distutils typing_tests _repository
+"""
 _MAX_FILE_BYTES = 600_000
 """Larger files are tables, not prose."""
 
@@ -46,12 +61,23 @@ def topics() -> Iterator[Raw]:
 
 def docstrings() -> Iterator[Raw]:
     """Docstrings of the fixed module list, package by package, files and definitions in order."""
-    for package in [*_STDLIB, *_PACKAGES]:
+    for package in [*_STDLIB.split(), *_PACKAGES.split()]:
         root = _package_root(package)
         if root is None:
             continue
         for path in _files(root):
             yield from _file_docstrings(package, root, path)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that are read; those without metadata (the standard library) are left out."""
+    found = {}
+    for package in _PACKAGES.split():
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def _package_root(name: str) -> Path | None:
@@ -73,9 +99,10 @@ def _files(root: Path) -> list[Path]:
     if root.is_file():
         return [root]
     found = []
+    skipped = set(_SKIPPED_FOLDERS.split())
     for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
         folders = path.relative_to(root).parts[:-1]
-        if not _SKIPPED_FOLDERS.intersection(folders) and path.stat().st_size <= _MAX_FILE_BYTES:
+        if not skipped.intersection(folders) and path.stat().st_size <= _MAX_FILE_BYTES:
             found.append(path)
     return found
 
@@ -90,7 +117,9 @@ def _file_docstrings(package: str, root: Path, path: Path) -> Iterator[Raw]:
     yield from _walk(package, module, tree)
 
 
-def _walk(package: str, name: str, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[Raw]:
+def _walk(
+    package: str, name: str, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+) -> Iterator[Raw]:
     doc = ast.get_docstring(node, clean=False)
     if doc:
         yield Raw(package, name, inspect.cleandoc(doc))

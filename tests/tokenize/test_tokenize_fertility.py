@@ -135,3 +135,14 @@ def test_per_language_table_on_real_text(tmp_path: Path) -> None:
     again = report(tmp_path / "out" / "tokenizer.json", [tmp_path / "d.parquet"], docs_per_language=6)
     assert again == {k: v for k, v in table.items() if k != "sample"}
     assert len(render(again).splitlines()) == len(table["languages"]) + 4
+
+
+def test_a_lossy_tokenizer_is_seen(codec: Codec) -> None:
+    from tokenizers import Tokenizer as Built
+    from tokenizers import normalizers
+
+    lossy = Built.from_str(codec.tokenizer.to_str())
+    lossy.normalizer = normalizers.NFC()
+    table = measure(Codec(lossy.to_str().encode()), [("xx", "e\u0301"), ("xx", "\u00e9"), ("yy", "plain")])
+    assert table["languages"]["xx"]["lossless"] == 0.5
+    assert table["languages"]["yy"]["lossless"] == 1.0

@@ -23,7 +23,7 @@ from gristmill.core.manifest import run_task
 from gristmill.core.stage import Receipt, Shard
 from gristmill.core.tokshards import TOKEN_DOC_SCHEMA, token_dtype
 from gristmill.core.tokstore import StoreWriter, TokenStore
-from gristmill.tokenize import stages as module
+from gristmill.tokenize import encode as module
 from gristmill.tokenize.codec import Codec
 from gristmill.tokenize.schema import Tokenizer
 from gristmill.tokenize.stages import TokenizerStage, Tokens
@@ -220,6 +220,6 @@ def test_stage_modules_import_without_tokenizers() -> None:
     import subprocess
     import sys
 
-    code = "import sys, gristmill.tokenize.stages; print([m for m in ('tokenizers', 'regex') if m in sys.modules])"
+    code = "import sys, gristmill.tokenize.stages; print([m for m in ('tokenizers', 'regex', 'pyarrow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

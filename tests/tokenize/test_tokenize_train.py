@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from gristmill.core.errors import ConfigError, InputError
 from gristmill.core.settings import parse, validate
-from gristmill.core.tokstore import SPECIALS, tokenizer_facts
+from gristmill.core.vocabulary import SPECIALS, tokenizer_facts
 from gristmill.tokenize.codec import Codec
 from gristmill.tokenize.schema import Tokenizer
 from gristmill.tokenize.split import PRESETS, pattern
