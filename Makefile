@@ -19,7 +19,9 @@ $(VENV)/.gristmill: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/gristmill sample $(RUNS)/sample
-	$(BIN)/gristmill run demo --root $(RUNS)/demo --cluster local:2 --set input.paths='["$(RUNS)/sample/*.warc.gz"]'
+	@test -e $(RUNS)/quality.bin || $(BIN)/gristmill quality train $(RUNS)/sample/quality-labels.jsonl -o $(RUNS)/quality.bin --epochs 25 --lr 0.5
+	$(BIN)/gristmill run demo --root $(RUNS)/demo --cluster local:2 \
+	  --set input.paths='["$(RUNS)/sample/*.warc.gz"]' --set curate.quality='{model: $(RUNS)/quality.bin, min_score: 0.2}'
 	$(BIN)/gristmill report --root $(RUNS)/demo
 
 test: setup

@@ -136,7 +136,7 @@ class Quality(Settings):
     """A fastText quality model, trained by `gristmill quality train`; it enters a run by its digest."""
 
     model: str
-    """Path of the .ftz/.bin file, absolute or relative to the recipe."""
+    """Path of the .ftz/.bin file: absolute, or relative to the recipe or else to the working directory."""
     label: str = "hq"
     min_score: float = Field(0.0, ge=0, le=1)
     """Documents whose probability of `label` is below this are dropped as `quality.low_score`."""

@@ -26,7 +26,7 @@ class Reader:
         self.name = name
         self.limits = limits
         self.ready: list[Record | Damage] = []
-        self.pending: list[Record] = []
+        self.pending: list[Record | Damage] = []  # complete, but their member's end is not known yet
         self.held = 0  # bytes of pending blocks
         self.arc = False  # the kind of the last header: which one to look for inside foreign bytes
         self.any = False  # a record header was read
@@ -39,14 +39,16 @@ class Reader:
     def run(self) -> Iterator[Record | Damage]:
         while self.advance():
             while self.one():
-                yield from self.take_ready()
+                if not self.pending:
+                    yield from self.take_ready()
             self.close()
             yield from self.take_ready()
         yield from self.take_ready()
 
     def take_ready(self) -> list[Record | Damage]:
+        """What can be yielded, in file order (a gap may be noted before the record that runs across it is complete)."""
         ready, self.ready = self.ready, []
-        return ready
+        return sorted(ready, key=lambda r: (r.offset, r.inner))
 
     # --- the cursor ---------------------------------------------------------------------------------------------
 
@@ -86,12 +88,6 @@ class Reader:
         """(offset, inner) of a record that starts at the cursor."""
         at = self.base + self.i
         return (at, 0) if self.plain else (self.source.offset, at)
-
-    def position(self) -> int:
-        """The cursor in bytes of the file, as far as it is known inside a member."""
-        if self.gz is None:
-            return self.base + self.i
-        return self.gz.end if self.over else self.gz.at
 
     def boundary(self) -> bool:
         """Whether a record may end here: the member does, or the next record begins."""
@@ -218,7 +214,7 @@ class Reader:
         """Files a complete record: at once in a plain file, else when its member has ended or too much is held."""
         record.block = b"" if record.too_large else data
         if self.gz is None:
-            record.length = self.position() - record.offset
+            record.length = self.base + self.i - record.offset
             self.ready.append(record)
             return
         self.pending.append(record)
@@ -267,7 +263,8 @@ class Reader:
         else:
             reason = "warc.garbage" if self.any or found else "warc.not_an_archive"
             message = "bytes that are no record"
-        self.ready.append(Damage(self.name, offset, inner, self.position() - offset, reason, message))
+        found_here = Damage(self.name, offset, inner, self.base + self.i - offset, reason, message)
+        (self.ready if self.plain else self.pending).append(found_here)
 
     def broken(self, offset: int, inner: int, record: Record | None, fragment: bool = False) -> None:
         """Files the damage that ends the current member (or plain file) and moves to where reading can go on.
@@ -277,29 +274,27 @@ class Reader:
         is it spared.
         """
         if self.gz is None:
-            resume, reason, message = self.position(), "warc.truncated_record", "the file ends inside a record"
+            resume, reason, message = self.base + self.i, "warc.truncated_record", "the file ends inside a record"
         else:
             reason, message = self.gz.fault, self.gz.message
             self.gz.fault = ""
             resume = self.gz.resync(self.gz.offset + 1)
             spared = fragment and reason == "warc.truncated_member" and resume == self.gz.size
-            if record is None and self.pending and not spared:
-                record = self.pending.pop()
-                offset, inner = record.offset, record.inner
-            if reason != "warc.bad_crc":
-                self.release(resume)
-            for failed in self.pending:  # bytes that fail their checksum are not passed on
-                self.ready.append(self.damage(failed.offset, failed.inner, resume, reason, message, failed))
-            self.pending, self.held = [], 0
+            if record is None and self.pending and isinstance(last := self.pending[-1], Record) and not spared:
+                self.pending.pop()
+                record, offset, inner = last, last.offset, last.inner
+            if reason == "warc.bad_crc":  # bytes that fail their checksum are not passed on
+                self.pending = [self.damage(p, p.offset, p.inner, resume, reason, message) for p in self.pending]
+            self.release(resume)
         self.buf, self.i, self.base, self.over = b"", 0, 0, True
-        self.ready.append(self.damage(offset, inner, resume, reason, message, record))
+        self.ready.append(self.damage(record, offset, inner, resume, reason, message))
 
-    def damage(self, offset: int, inner: int, end: int, reason: str, message: str, record: Record | None) -> Damage:
+    def damage(
+        self, of: Record | Damage | None, offset: int, inner: int, end: int, reason: str, message: str
+    ) -> Damage:
         found = Damage(self.name, offset, inner, end - offset, reason, message)
-        if record is not None:
-            found.kind, found.url, found.date, found.record_id = (
-                record.kind, record.url, record.date, record.record_id,
-            )  # fmt: skip
+        if of is not None:
+            found.kind, found.url, found.date, found.record_id = of.kind, of.url, of.date, of.record_id
         return found
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gristmill.core.errors import UsageError
@@ -68,7 +69,7 @@ def build(loaded: LoadedRecipe) -> list[Node]:
 
 def load_class(name: str) -> type[Stage]:
     module, _, attribute = REGISTRY[name].partition(":")
-    found = getattr(importlib.import_module(module), attribute)
+    found: type[Stage] = getattr(importlib.import_module(module), attribute)
     assert issubclass(found, Stage), f"{name} is no stage"
     return found
 
@@ -103,7 +104,8 @@ def _slices(loaded: LoadedRecipe) -> list[tuple[str, dict[str, Any], dict[str, O
     if curate.quality is not None:
         from gristmill.curate.quality import model_digest
 
-        model = loaded.path.parent / curate.quality.model
+        beside = loaded.path.parent / curate.quality.model
+        model = beside if beside.exists() else Path(curate.quality.model)
         quality = {**data["quality"], "model": str(model.absolute()), "sha256": model_digest(model)}
     out: list[tuple[str, dict[str, Any], dict[str, Origin]]] = [
         (

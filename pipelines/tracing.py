@@ -54,15 +54,15 @@ def training_runs(root: Path) -> list[dict[str, Any]]:
         if manifest is not None:
             shards[manifest.sha256] = Path(manifest.path).parent
     finished = {r.task: r for r in all_receipts(root, "train")}
-    out = []
+    out: list[dict[str, Any]] = []
     base = stage_folder(root, "train")
     for folder in sorted(base.iterdir()) if base.is_dir() else []:
         if not folder.is_dir():
             continue
-        receipt = finished.get(folder.name)
+        done = finished.get(folder.name)
         dataset: Path | None = None
-        if receipt is not None:
-            digests = {name: sha for name, sha in receipt.inputs.get("shards", [])}
+        if done is not None:
+            digests = {name: sha for name, sha in done.inputs.get("shards", [])}
             dataset = shards.get(digests.get("manifest.json", ""))
         else:
             try:
@@ -74,7 +74,7 @@ def training_runs(root: Path) -> list[dict[str, Any]]:
                 {
                     "id": folder.name,
                     "dataset": str(dataset),
-                    "finished": receipt.finished if receipt else None,
+                    "finished": done.finished if done else None,
                     "at": folder.stat().st_mtime,
                 }
             )

@@ -83,14 +83,29 @@ def render_show(view: dict[str, Any]) -> str:
         )
         for reason, n in sorted((s["drops"] or {}).items(), key=lambda item: (-item[1], item[0])):
             lines.append(f"{'':<18}       {reason:<36} {n:>9,}")
-        for note, n in sorted(s["notes"].items()):
-            lines.append(f"{'':<18}       note {note:<31} {n:>9,}")
+        lines += [f"{'':<18}       {line}" for line in _note_lines(s["notes"])]
         for f in s.get("files", []):
             dropped = "-" if f["drops"] is None else f"{sum(f['drops'].values()):,}"
             lines.append(
                 f"  {f['file'][-40:]:<40} in {f['rows_in']:,} out {f['rows_out']:,} dropped {dropped} quarantined {f['quarantined']:,}"
             )
     return "\n".join(lines)
+
+
+def _note_lines(notes: dict[str, int]) -> list[str]:
+    """Notes, those of one family with one count on one line: `rule_not_applied.` may name dozens of rules."""
+    families: dict[tuple[str, int], list[str]] = {}
+    for note, n in sorted(notes.items()):
+        head, _, rest = note.partition(".")
+        families.setdefault((head, n), []).append(rest)
+    out = []
+    for (head, n), names in families.items():
+        if len(names) == 1:
+            label = f"{head}.{names[0]}" if names[0] else head
+        else:
+            label = f"{head}: {len(names)} kinds, {', '.join(names[:2])} …"
+        out.append(f"note {label:<60} {n:>9,}")
+    return out
 
 
 def status_of(root: Path) -> dict[str, Any]:

@@ -165,8 +165,9 @@ def quality() -> None:
     "-o", "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Model file to write (.bin)."
 )
 @click.option("--dim", default=16, show_default=True)
-@click.option("--epochs", default=5, show_default=True)
-def quality_train(labels: Path, out: Path, dim: int, epochs: int) -> None:
+@click.option("--epochs", default=5, show_default=True, help="More for small sets: 300 texts want about 50.")
+@click.option("--lr", default=0.1, show_default=True, help="Learning rate.")
+def quality_train(labels: Path, out: Path, dim: int, epochs: int, lr: float) -> None:
     """LABELS is JSONL with `text` and `label`. fastText training is not reproducible: a run uses the file's digest.
 
     \b
@@ -175,5 +176,5 @@ def quality_train(labels: Path, out: Path, dim: int, epochs: int) -> None:
     """
     from gristmill.curate.quality import train_quality
 
-    found = train_quality(labels, out, dim=dim, epochs=epochs)
+    found = train_quality(labels, out, dim=dim, epochs=epochs, lr=lr)
     print_json(found)

@@ -173,7 +173,11 @@ def schema(kind: str) -> None:
     Example:
       gristmill schema mixture > mixture.schema.json
     """
-    from gristmill.pipelines.schema import Mixture, Recipe, TrainRun
+    from gristmill.core.settings import Settings
+    from gristmill.mixes.schema import Mixture
+    from gristmill.pipelines.schema import Recipe
+    from gristmill.trainer.schema import TrainRun
 
-    model = {"recipe": Recipe, "mixture": Mixture, "train": TrainRun}[kind]
+    models: dict[str, type[Settings]] = {"recipe": Recipe, "mixture": Mixture, "train": TrainRun}
+    model = models[kind]
     print_json(model.model_json_schema(by_alias=True))

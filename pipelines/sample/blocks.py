@@ -74,12 +74,15 @@ class _Parser:
         self.out: list[Block] = []
 
     def run(self) -> list[Block]:
+        stuck_at = -1
         while self.at < len(self.lines):
             line = self.lines[self.at]
             text = line.strip()
-            if not text:
+            if not text or self.at == stuck_at:  # a line that no branch takes, such as a lone "..."
                 self.at += 1
-            elif self._is_heading():
+                continue
+            stuck_at = self.at
+            if self._is_heading():
                 self.section = text.rstrip(":").lower()
                 self._add("h", clean_inline(text))
                 self.at += 2

@@ -166,20 +166,43 @@ def _planted(spec: Spec, file: str, written: Written) -> PlantedPage:
     )
 
 
+_PIECE_WORDS = 50
+_LOW_CHARS = 1_200
+
+
 def _write_labels(path: Path, planter: Planter, seed: int) -> dict[str, int]:
-    """`{"text", "label"}` lines in drawn order: held-out articles are `hq`; generated junk of five kinds is `lq`."""
-    rows = [(a.text(), "hq") for a in planter.held_out]
-    for i in range(planter.q.labels):
-        rows.append((_low_quality(i, Draw(seed, "label", i)), "lq"))
-    rows = Draw(seed, "label order").shuffled(rows)
+    """`{"text", "label"}` lines in drawn order: pieces of held-out articles are `hq`, as much generated junk is `lq`.
+
+    Pieces of at least 50 words: some hundred longer texts are too few for fastText's default number of epochs.
+    """
+    rows = [(piece, "hq") for a in planter.held_out for piece in _pieces(a.text())]
+    low: dict[str, None] = {}
+    i = 0
+    while len(low) < len(rows):
+        low[_low_quality(i, Draw(seed, "label", i))] = None
+        i += 1
+    rows = Draw(seed, "label order").shuffled([*rows, *((text, "lq") for text in low)])
     path.write_bytes(b"".join(orjson.dumps({"text": t, "label": x}) + b"\n" for t, x in rows))
     return dict(sorted(Counter(label for _, label in rows).items()))
+
+
+def _pieces(text: str) -> list[str]:
+    """Runs of whole lines of at least 50 words; a shorter rest is left out."""
+    out: list[str] = []
+    held: list[str] = []
+    for line in text.split("\n"):
+        held.append(line)
+        if sum(len(x.split()) for x in held) >= _PIECE_WORDS:
+            out.append("\n".join(held))
+            held = []
+    return out
 
 
 def _low_quality(i: int, draw: Draw) -> str:
     if i % 5 == 4:
         menu = WORDS["en"]
         return junk.menu_text(menu.menu, draw.sample(TEASERS, draw.between(4, 9)), menu.cookies)
-    make = (junk.promo, junk.spam, junk.promo, junk.repeated)[i % 5]
+    # repeated pages are few: there are only some ways to repeat five sentences
+    make = junk.repeated if i % 40 == 3 else (junk.promo, junk.spam, junk.promo, junk.promo)[i % 5]
     title, blocks = make(draw)
-    return "\n".join([title, *(line for b in blocks for line in b.lines)])
+    return "\n".join([title, *(line for b in blocks for line in b.lines)])[:_LOW_CHARS]
