@@ -203,11 +203,16 @@ def _inflate(data: bytes, wbits: int) -> Iterator[bytes]:
 
 def _before_check(data: bytes, wbits: int) -> Iterator[bytes]:
     z = zlib.decompressobj(wbits)
-    try:
-        for i in range(0, len(data), 64):
-            yield z.decompress(data[i : i + 64])
-    except zlib.error:
-        return
+    for i in range(0, len(data), 4096):
+        before = z.copy()
+        try:
+            yield z.decompress(data[i : i + 4096])
+        except zlib.error:
+            try:
+                for j in range(i, min(i + 4096, len(data))):
+                    yield before.decompress(data[j : j + 1])
+            except zlib.error:
+                return
 
 
 def _brotli(data: bytes) -> Iterator[bytes]:

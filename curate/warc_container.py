@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import zlib
 from dataclasses import dataclass
-from typing import Any, BinaryIO, ClassVar, Protocol
+from typing import BinaryIO, ClassVar, Protocol
 
 from gristmill.curate.warc_parse import LOOK, starts_record
 from gristmill.curate.warc_types import Limits
@@ -27,11 +27,14 @@ PROBES = 100_000
 class Codec(Protocol):
     """A decompressor of one member: feed it when `hungry`, until `eof`; `unused` is what follows the member."""
 
-    name: ClassVar[str]
-    magic: ClassVar[bytes]
-    hungry: bool
-    eof: bool
-    unused: bytes
+    @property
+    def hungry(self) -> bool: ...
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused(self) -> bytes: ...
 
     def decompress(self, data: bytes) -> bytes: ...
 
@@ -181,7 +184,7 @@ class Compressed:
         self.limits = limits
         self.dictionary = b""
         self.size = stream.seek(0, 2)
-        self.codec: Any = None
+        self.codec: Codec | None = None
         self.ahead: int | None
         self.offset = self.end = 0
         self.fault = self.message = ""
@@ -196,7 +199,7 @@ class Compressed:
         self.raw = b""  # read, not yet fed; its first byte stands at self.at
         self.at = offset
 
-    def _make(self) -> Any:
+    def _make(self) -> Codec:
         return Zstd(self.dictionary) if self.kind is Zstd else self.kind()
 
     def _need(self, n: int) -> None:
@@ -286,7 +289,7 @@ class Compressed:
         return self.ahead
 
     def _look_ahead(self) -> int | None:
-        codec, at, made = self.codec.copy(), self.at, self.made
+        codec, at, made = self.codec.copy() if self.codec else None, self.at, self.made
         if codec is None:
             return None
         self.stream.seek(at + len(self.raw))
@@ -336,7 +339,7 @@ class Compressed:
         return starts_record(_salvage(self._make(), data, LOOK))
 
 
-def _salvage(codec: Any, data: bytes, enough: int = PIECE) -> bytes:
+def _salvage(codec: Codec | None, data: bytes, enough: int = PIECE) -> bytes:
     """What a codec gives before it fails: one call over all the data would lose it. Up to about `enough` bytes."""
     parts: list[bytes] = []
     made = i = 0

@@ -16,7 +16,7 @@ from gristmill.core.hashing import hash64
 ATTEMPTS = 8
 FIRST_WAIT = 1.0
 LONGEST_WAIT = 60.0
-"""Eight attempts wait 1, 2, 4, … 60 s, each times a factor in [0.5, 1): at most 2 minutes before a file is given up."""
+"""Eight attempts wait 1, 2, 4, … 60 s, each times a factor in [0.5, 1): at most 123 s in all before a file is given up."""
 
 SLOW_DOWN = frozenset({403, 408, 429, 500, 502, 503, 504})
 """Statuses worth another try. Common Crawl's servers answer 403 as well as 503 to readers that come too fast."""

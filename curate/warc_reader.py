@@ -15,6 +15,9 @@ Outcome = Literal["whole", "crossed", "cut", "short", "moved", "failed"]
 """How a block ended: whole in its member; whole but over several members; its member ended and a header stands inside
 the bytes read; its file ended; its member ended and the cursor stands at the next record's; its member failed."""
 
+HEADER_COST = 2048
+"""Bytes that a held record's header costs, about."""
+
 
 class Reader:
     """A cursor over the decompressed bytes of the current member, and the records that wait for that member's end."""
@@ -89,6 +92,11 @@ class Reader:
         at = self.base + self.i
         return (at, 0) if self.plain else (self.source.offset, at)
 
+    def jump(self, place: int) -> None:
+        assert self.plain is not None
+        self.plain.seek(place)
+        self.buf, self.i, self.base, self.over = b"", 0, place, False
+
     def boundary(self) -> bool:
         """Whether a record may end here: the member does, or the next record begins."""
         self.ensure(LOOK)
@@ -146,6 +154,14 @@ class Reader:
             record.truncated, record.too_large = size is not None, len(data) > limit
             return self.finish(record, _trim(data, start.arc))
         record.too_large = size > limit
+        if self.plain and record.too_large:
+            # Look where it should end before passing over it: many such lies must not cost a reading each.
+            self.jump(begin + size)
+            if not self.boundary():
+                record.truncated = True
+                self.jump(begin)
+                self.until_header(0, 0)
+            return self.finish(record, b"")
         data, how = self.take(size, not record.too_large)
         if how == "failed":
             return self.broken(offset, inner, record)
@@ -162,11 +178,6 @@ class Reader:
             if cut >= 0:  # Content-Length reaches into the next record
                 self.base, self.i, self.buf = begin + cut, 0, data[cut:] + self.buf[self.i :]
                 data, record.truncated = _trim(data[:cut], start.arc), True
-            elif self.plain and record.too_large:
-                self.plain.seek(begin)
-                self.buf, self.i, self.base, self.over = b"", 0, begin, False
-                record.truncated = True
-                self.until_header(0, 0)
         return self.finish(record, data)
 
     def take(self, n: int, keep: bool) -> tuple[bytes, Outcome]:
@@ -218,7 +229,7 @@ class Reader:
             self.ready.append(record)
             return
         self.pending.append(record)
-        self.held += len(record.block)
+        self.held += len(record.block) + HEADER_COST
         if self.held > self.limits.hold_bytes:
             self.release(self.gz.find_end() or self.gz.at)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gristmill.curate.headers import Headers
 
@@ -70,9 +70,9 @@ class Damage:
     offset: int
     inner: int
     length: int
-    """Compressed bytes skipped until reading went on, or to the end of the file."""
+    """Compressed bytes until reading went on, or to the end of the file; inside a sound member, to that member's end."""
     reason: str
-    """`warc.truncated_member`, `warc.bad_gzip`, `warc.bad_crc`, `warc.bad_header`, … ; see docs of `warc.read_records`."""
+    """`warc.truncated_member`, `warc.bad_gzip`, `warc.bad_crc`, `warc.bad_header`, …: the table in `curate.warc`."""
     message: str = ""
     kind: str = ""
     url: str = ""
@@ -93,4 +93,3 @@ class Start:
     size: int | None
     """Declared bytes of the block; None when missing, negative or no number."""
     arc: bool = False
-    problems: list[str] = field(default_factory=list)

@@ -144,6 +144,7 @@ class Lexicon:
         import spacy
         from datatrove.utils.text import PUNCTUATION_SET
         from spacy.pipeline.sentencizer import Sentencizer
+        from spacy.symbols import IS_PUNCT, ORTH
         from spacy.tokenizer import Tokenizer
 
         self.code = code
@@ -163,13 +164,16 @@ class Lexicon:
             token_match=tok.token_match,
             url_match=tok.url_match,
         )
-        self._rules = frozenset(tok.rules)
+        self._special = frozenset(part.get(ORTH) for parts in tok.rules.values() for part in parts)
         self._pairs: set[tuple[str, str]] = set()
         for special in tok.rules:
             tokens = [t.text for t in self._bare(special) if not t.is_space]
             self._pairs.update(pairwise(tokens))
         self._firsts = {second for _, second in self._pairs}
         self._lasts = {first for first, _ in self._pairs}
+        # of the twenty attributes of a new lexeme only this one is read; the others take half of a miss
+        getters = self._nlp.vocab.lex_attr_getters
+        self._nlp.vocab.lex_attr_getters = {IS_PUNCT: getters[IS_PUNCT]}
         self._punctuation = PUNCTUATION_SET
         self._terminals = frozenset(Sentencizer.default_punct_chars)
         self._stop = {word: i + 1 << STOP_SHIFT for i, word in enumerate(STOP_WORDS)}
@@ -290,7 +294,7 @@ class Lexicon:
         hot = 0
         if tokens:
             firsts, lasts = {tokens[0]}, {tokens[-1]}
-            if len(tokens) > 1 or chunk in self._rules:  # the edges as special cases are matched on them
+            if not self._special.isdisjoint(tokens):  # then the tokens that special cases are matched on may differ
                 firsts.add(self._bare(_utf8(chunk[:LONG]))[0].text)
                 lasts.add(self._bare(_utf8(chunk[-LONG:]))[-1].text)
             firsts &= self._firsts

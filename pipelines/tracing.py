@@ -152,7 +152,9 @@ def verify(root: Path, rows: Sequence[dict[str, Any]], run_id: str | None = None
             raise GristmillError(f"row {row['phase']}:{row['row']} differs from {row['url']} extracted again")
 
 
-def _rebuild(row: dict[str, Any], settings: dict[str, Any], c4: dict[str, Any] | None, version: tuple[str, str, int]) -> str:
+def _rebuild(
+    row: dict[str, Any], settings: dict[str, Any], c4: dict[str, Any] | None, version: tuple[str, str, int]
+) -> str:
     from gristmill.curate.pages import text_of_range
     from gristmill.curate.schema import C4Rewrite, Extract
 

@@ -1,8 +1,13 @@
 """The embedded default input: a small seeded web of real prose, written as WARC files with a truth file beside them."""
 
+from typing import TYPE_CHECKING
+
 from gristmill.pipelines.sample.truth import PlantedPage, Truth, is_complete, read_truth
 
 __all__ = ["PlantedPage", "Truth", "is_complete", "read_truth", "write_sample"]
+
+if TYPE_CHECKING:
+    from gristmill.pipelines.sample.write import write_sample
 
 
 def __getattr__(name: str) -> object:

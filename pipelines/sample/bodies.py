@@ -36,7 +36,7 @@ def _compressed(body: bytes, name: str) -> bytes:
     if name == "gzip":
         return gzip.compress(body, 6, mtime=0)
     if name == "br":
-        return brotli.compress(body, quality=5)
+        return bytes(brotli.compress(body, quality=5))
     if name == "zstd":
         return zstandard.ZstdCompressor(level=3).compress(body)
     if name == "deflate":

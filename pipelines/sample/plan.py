@@ -51,7 +51,7 @@ class Quotas:
     of: dict[str, int]
     prose: int
     labels: int
-    """Labelled texts of each of the two labels."""
+    """Articles held out of the crawl, the good labelled texts."""
 
     def __getitem__(self, kind: str) -> int:
         return self.of[kind]

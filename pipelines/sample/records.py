@@ -87,7 +87,7 @@ class WarcWriter:
         address = f"{('192.0.2', '198.51.100', '203.0.113')[n % 3]}.{n // 3 % 254 + 1}"
         common = [("WARC-Warcinfo-ID", self.info_id), ("WARC-IP-Address", address), ("WARC-Target-URI", page.url)]
         kind = "revisit" if page.revisit_of else "response"
-        request_id, response_id = (record_id(self.seed, k, page.url) for k in ("request", kind))
+        request_id, response_id = (record_id(self.seed, k, page.url, _stamp(date)) for k in ("request", kind))
         self._record(
             "request", date, request_id, [("Content-Type", "application/http; msgtype=request"), *common], request
         )
@@ -123,7 +123,7 @@ class WarcWriter:
             self._record(
                 "metadata",
                 date,
-                record_id(self.seed, "metadata", page.url),
+                record_id(self.seed, "metadata", page.url, _stamp(date)),
                 [
                     ("Content-Type", "application/warc-fields"),
                     common[0],

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_helper import shared_data
@@ -28,14 +29,14 @@ def read_all(path: Path) -> list[Record | Damage]:
         return list(read_records(stream, path.name, LIMITS))
 
 
-def index(folder: str) -> list[tuple[Path, dict[str, dict[str, object]]]]:
+def index(folder: str) -> list[tuple[Path, dict[str, Any]]]:
     root = shared_data(f"warc/{folder}")
     rows = [json.loads(line) for line in (root / "index.jsonl").read_text().splitlines()]
     return [(root / row["file"], row) for row in rows]
 
 
-def peers(row: dict, kind: str) -> int:  # type: ignore[type-arg]
-    return max(row[peer]["records"].get(kind, 0) for peer in ("warcio", "fastwarc"))
+def peers(row: dict[str, Any], kind: str) -> int:
+    return max(int(row[peer]["records"].get(kind, 0)) for peer in ("warcio", "fastwarc"))
 
 
 @pytest.mark.parametrize("folder", ["odd", "crawl"])
@@ -163,9 +164,12 @@ def test_damaged_archives_are_survived() -> None:
             else:
                 data[i:i] = rng.choice(files)[:3000]
         seen = set()
+        last = (-1, -1)
         for r in read_records(io.BytesIO(bytes(data)), "fuzz", limits):
             assert (r.offset, r.inner) not in seen
             seen.add((r.offset, r.inner))
+            assert last < (r.offset, r.inner)
+            last = (r.offset, r.inner)
             assert 0 <= r.length <= len(data) - r.offset
             if isinstance(r, Record):
                 page_of(r, limits)
