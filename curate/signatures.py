@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,7 +45,8 @@ class Signatures(Stage):
         self.settings = Dedup.model_validate(self.config["dedup"])
 
     def uses(self) -> Mapping[str, str]:
-        return {"unicode": unicodedata.unidata_version}  # lower-casing and NFD follow the interpreter's tables
+        # lower-casing and NFD follow the interpreter's tables, permutations come from datasketch
+        return {"unicode": unicodedata.unidata_version, "datasketch": version("datasketch")}
 
     def tasks(self, inputs: Mapping[str, Sequence[Receipt]]) -> list[Task]:
         minhash = self.settings.minhash

@@ -33,8 +33,8 @@ MAX_ROWS = 1_000_000  # memo rows of one process, all languages: about 250 MB; t
 MAX_CHARS = 64_000_000  # characters held by those rows
 LONG = 64  # longer chunks (URLs, base64, unspaced scripts) seldom come back and are not memoised
 JOINED = 256  # longest pair or run of chunks segmented together
-EXACT = 1_000  # longest chunk given whole to spaCy, whose affix loop is quadratic: 0.06 s for 1,000 brackets
-LONG_BUDGET = 50_000  # characters per document in chunks longer than LONG that spaCy gets whole; then in pieces
+EXACT = 2_000  # longest chunk given to spaCy, whose affix loop is quadratic: 0.25 s for 2,000 brackets
+LONG_BUDGET = 50_000  # characters per document in chunks over LONG that spaCy gets; what exceeds is one word each
 ZONE = 4_096  # chunks segmented per spaCy memory zone, which frees the lexemes they made
 
 NONSYMBOL, ALPHA, STOP_SHIFT = 1, 2, 2
@@ -276,21 +276,19 @@ class Lexicon:
             self._flush(new)
 
     def _segment(self, new: _Rows, row: int, chunk: str) -> None:
-        pieces = [chunk]
-        if len(chunk) > LONG:
-            if len(chunk) <= min(EXACT, self._budget):
-                self._budget -= len(chunk)
-            else:
-                pieces = [chunk[i : i + LONG] for i in range(0, len(chunk), LONG)]
         tokens: list[str] = []
         symbols: list[int] = []
-        for piece in pieces:
-            for token in self._tokenizer(_utf8(piece)):
-                text = token.text
-                symbols.append(2 if text in self._terminals else int(token.is_punct))
-                stripped = text.strip()
-                if stripped:
-                    tokens.append(stripped)
+        if len(chunk) > LONG and len(chunk) > min(EXACT, self._budget):
+            self._add(new, [chunk], [0], 0, chunk)
+            return
+        if len(chunk) > LONG:
+            self._budget -= len(chunk)
+        for token in self._tokenizer(_utf8(chunk)):
+            text = token.text
+            symbols.append(2 if text in self._terminals else int(token.is_punct))
+            stripped = text.strip()
+            if stripped:
+                tokens.append(stripped)
         hot = 0
         if tokens:
             firsts, lasts = {tokens[0]}, {tokens[-1]}
@@ -302,10 +300,10 @@ class Lexicon:
             hot = (1 if firsts else 0) | (2 if lasts else 0)
             if hot:
                 self._edges[row] = (firsts, lasts)
-        self.chars += len(chunk)
         self._add(new, tokens, symbols, hot, chunk)
 
     def _add(self, new: _Rows, tokens: list[str], symbols: list[int], hot: int = 0, chunk: str = "") -> None:
+        self.chars += len(chunk)
         new.start.append(len(self._strings))
         new.count.append(len(tokens))
         new.hot.append(hot)

@@ -119,11 +119,11 @@ def shingle_hashes(documents: Sequence[Sequence[str]], ngram: int) -> tuple[Word
 
 @lru_cache(maxsize=16)
 def permutations(count: int, seed: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Multipliers (odd) and offsets of `count` affine permutations, drawn as datasketch 2.0 draws them."""
-    generator = np.random.RandomState(seed)  # its stream is frozen by numpy's compatibility policy (NEP 19)
-    a = generator.randint(0, 1 << 31, count, dtype=U32) * U32(2) + U32(1)
-    b = generator.randint(0, 1 << 32, count, dtype=U32)
-    return a, b
+    """Multipliers (odd) and offsets of `count` affine permutations: datasketch's own, so that signatures can be exchanged."""
+    from datasketch import MinHash
+
+    a, b = MinHash(num_perm=count, seed=seed, scheme="affine32").permutations
+    return np.asarray(a, U32), np.asarray(b, U32)
 
 
 def minima(shingles: Words64, counts: NDArray[np.int64], count: int, seed: int) -> NDArray[np.uint32]:

@@ -176,9 +176,8 @@ VECTORS: dict[str, Vector] = {
     "nothing but citations": Vector("\n".join([*GOOD, "[1] [2] [3]"]), None, "c4"),
     "four sentences": Vector(" ".join(GOOD[:4]), "c4.too_few_sentences", "c4"),
     "five sentences": Vector(" ".join(GOOD[:5]), None, "c4"),
-    "sentences over odd gaps": Vector(
-        "It ended there.  ) . So it was \u00a0! \u00a0 . And so.\u2003Then it", "c4.too_few_sentences", "c4"
-    ),
+    "sentences over odd gaps": Vector("It ended.  ) . So it was. They left. He slept.", None, "c4"),
+    "sentences over even gaps": Vector("It ended. ) . So it was. They left. He slept.", "c4.too_few_sentences", "c4"),
     "sentences of dropped lines": Vector(
         "\n".join([*GOOD[:4], "Stop. Now.", "Use javascript. Or not. Or else."]), "c4.too_few_sentences", "c4"
     ),
