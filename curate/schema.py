@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from gristmill.core.settings import Settings
 
@@ -82,7 +82,18 @@ class Gopher(Settings):
     max_dup_line_chars: Fraction | None = 0.20
     max_dup_paragraph_chars: Fraction | None = 0.20
     max_top_ngram_chars: dict[int, Fraction] = {2: 0.20, 3: 0.18, 4: 0.16}
+    """By n: 2, 3 and 4 are measured."""
     max_dup_ngram_chars: dict[int, Fraction] = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+    """By n: 5 to 10 are measured."""
+
+    @field_validator("max_top_ngram_chars", "max_dup_ngram_chars")
+    @classmethod
+    def _measured(cls, value: dict[int, Fraction], info: ValidationInfo) -> dict[int, Fraction]:
+        sizes = range(2, 5) if info.field_name == "max_top_ngram_chars" else range(5, 11)
+        unknown = sorted(set(value) - set(sizes))
+        if unknown:
+            raise ValueError(f"n-grams of {unknown[0]} words are not measured hint: use {sizes[0]} to {sizes[-1]}")
+        return value
 
 
 class C4(Settings):

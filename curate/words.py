@@ -172,8 +172,8 @@ class Lexicon:
         self._firsts = {second for _, second in self._pairs}
         self._lasts = {first for first, _ in self._pairs}
         # of the twenty attributes of a new lexeme only this one is read; the others take half of a miss
-        getters = self._nlp.vocab.lex_attr_getters
-        self._nlp.vocab.lex_attr_getters = {IS_PUNCT: getters[IS_PUNCT]}
+        vocab: Any = self._nlp.vocab
+        vocab.lex_attr_getters = {IS_PUNCT: vocab.lex_attr_getters[IS_PUNCT]}
         self._punctuation = PUNCTUATION_SET
         self._terminals = frozenset(Sentencizer.default_punct_chars)
         self._stop = {word: i + 1 << STOP_SHIFT for i, word in enumerate(STOP_WORDS)}

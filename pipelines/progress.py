@@ -57,7 +57,7 @@ class StageProgress:
         seconds = max(self.clock() - self.started, 1e-6)
         text = f"{self.stage:<18} {self.finished:>5,}/{self.total:,}"
         ran = self.finished - self.fresh
-        if self.rows_now:
+        if self.rows_now and self.maps_rows:
             text += f"   {_short(self.rows_now / seconds)} docs/s"
         if self.maps_rows and self.rows_in:
             text += f"   kept {self.rows_out / self.rows_in:.1%}"
@@ -79,8 +79,8 @@ class StageProgress:
 
     def _draw(self, first: bool = False) -> None:
         now = self.clock()
-        if self.quiet or (first and not self.live):
-            return
+        if self.quiet or (not self.live and (first or self.finished + self.failed >= self.total)):
+            return  # close() says the last word
         if now - self.drawn < (DRAW_SECONDS if self.live else PLAIN_SECONDS) and not first:
             return
         self.drawn = now

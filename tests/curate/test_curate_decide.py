@@ -152,7 +152,7 @@ def test_rules_without_a_table_are_not_applied_and_counted() -> None:
     table = table.append_column("language_score", pa.array([0.9] * 5))
     ngrams_off = Gopher(max_top_ngram_chars={}, max_dup_ngram_chars={})
     rules = Rules.model_validate(
-        {"gopher@datatrove": ngrams_off, "c4@datatrove": C4(), "fineweb@datatrove": FineWeb(max_newlines_per_word=0.5)}
+        {"gopher@datatrove": ngrams_off, "c4@datatrove": C4(), "fineweb@datatrove": FineWeb(max_short_lines=None)}
     )
     verdicts, notes = decide_table(table, Language(keep=["en", "de", "zh"]), rules)
     few = "gopher.too_few_words"
@@ -171,7 +171,7 @@ def test_registry_is_sound() -> None:
     for rule in RULES:
         for prefix in ("raw", "c4") if rule.metric.startswith("*.") else ("",):
             assert METRIC_SCHEMA.field(rule.metric.replace("*", prefix))
-        model = {"gopher@datatrove": Gopher, "c4@datatrove": C4, "fineweb@datatrove": FineWeb}[rule.set]
+        model: Any = {"gopher@datatrove": Gopher, "c4@datatrove": C4, "fineweb@datatrove": FineWeb}[rule.set]
         assert rule.setting is None or rule.setting in model.model_fields
         assert (rule.setting is None) == (rule.operator == "empty")
     every = {rule.setting for rule in RULES} - {None}
@@ -259,7 +259,7 @@ def test_empty_shard(tmp_path: Path) -> None:
     pq.write_table(PAGE_SCHEMA.empty_table(), pages)
     path, counters = run(Measure({"c4": None, "short_line_chars": 30}), "curate.pages", pages, tmp_path / "1")
     assert counters.rows_in == pq.read_table(path).num_rows == 0
-    settings = {"language": {}, "rules": {}}
+    settings: dict[str, Any] = {"language": {}, "rules": {}}
     measures = path.rename(path.with_name("measures.parquet"))
     path, counters = run(Decide(settings), "curate.measure", measures, tmp_path / "2")
     assert counters.rows_in == counters.rows_out == pq.read_table(path).num_rows == 0

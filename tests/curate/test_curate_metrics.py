@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -38,6 +39,28 @@ def by_datatrove(words: list[str]) -> list[int]:
 def test_numba_is_used_here() -> None:
     pytest.importorskip("numba")
     assert K.kernels().compiled
+
+
+def test_without_numba_the_twins_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "gristmill.curate.kernels_numba", raising=False)
+    monkeypatch.delattr("gristmill.curate.kernels_numba", raising=False)
+    assert K.kernels.__wrapped__() is K.TWINS
+
+
+def test_without_a_cache_folder_kernels_still_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    numba = pytest.importorskip("numba")
+    njit = numba.njit
+
+    def refuse(*args: object, cache: bool = False, **kwargs: object) -> object:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(*args, **kwargs)
+
+    monkeypatch.setattr(numba, "njit", refuse)
+    kernels = K.kernels.__wrapped__()
+    assert kernels.compiled
+    assert kernels.ngrams(*columns(["a", "b"])).tolist() == by_datatrove(["a", "b"])
 
 
 @settings(max_examples=300, deadline=None)
