@@ -7,8 +7,6 @@ threshold reruns only this stage and what depends on it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -64,18 +62,11 @@ def _languages(measures: pa.Table, settings: Language, outcome: engine.Outcome) 
 
 
 class Decide(Stage):
-    """Decides each page. Config: `language` and `rules`, the recipe's blocks (rules by alias, null where a set is off).
-
-    Raises UsageError on construction when a rule asks for an n-gram size that is not measured.
-    """
+    """Decides each page. Config: `language` and `rules`, the recipe's blocks (rules by alias, null where a set is off)."""
 
     name = "curate.decide"
     version = 1
     upstream = ("curate.measure",)
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__(config)
-        engine.active(self._rules())
 
     def _rules(self) -> Rules:
         return Rules.model_validate(self.config["rules"])

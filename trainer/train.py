@@ -89,8 +89,9 @@ def launch_training(settings: Path, dataset: Path, tokenizer: Path, work: Path) 
     # glibc gives logits and gradients back to the kernel after every use and faults them in again; a worker's own
     # low trim threshold makes it worse. Kept, the demo's model trains at 18k tok/s instead of 9k (14k by glibc's defaults).
     environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": str(1 << 31), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
-    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, **pipes, env=environment, text=True, errors="replace")
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True, errors="replace"
+    )
     try:
         assert process.stderr is not None
         with open(work / "train.log", "a", encoding="utf-8") as log:

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gristmill.core.errors import UsageError
 from gristmill.curate.rules.registry import NEEDS, RULES, Rule
 from gristmill.curate.schema import Rules
 
@@ -61,20 +60,8 @@ def sets_of(rules: Rules) -> dict[str, Mapping[str, Any]]:
 
 
 def active(rules: Rules) -> list[tuple[Rule, float | None]]:
-    """Rules that are on, in order, each with its threshold (None for rules without one).
-
-    Raises UsageError for an n-gram size that nothing measures.
-    """
+    """Rules that are on, in order, each with its threshold (None for rules without one)."""
     sets = sets_of(rules)
-    for name, block in sets.items():
-        for setting in {rule.setting for rule in RULES if rule.set == name and rule.size is not None}:
-            sizes = [rule.size for rule in RULES if rule.set == name and rule.setting == setting]
-            unknown = sorted(set(block[str(setting)]) - set(sizes))
-            if unknown:
-                raise UsageError(
-                    f"curate.rules.{name}.{setting}: no {unknown[0]}-grams are measured",
-                    hint=f"measured sizes are {', '.join(map(str, sizes))}",
-                )
     out: list[tuple[Rule, float | None]] = []
     for rule in RULES:
         if rule.set not in sets:

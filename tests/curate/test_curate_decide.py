@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from gristmill.core.document import PAGE_SCHEMA
-from gristmill.core.errors import UsageError
 from gristmill.core.hashing import canonical_json, sha256_file
 from gristmill.core.stage import Outbox, Receipt, Shard
 from gristmill.curate.decide import VERDICT_SCHEMA, Decide, decide_table
@@ -183,9 +183,8 @@ def test_registry_is_sound() -> None:
 
 
 def test_an_unmeasured_ngram_size_is_refused() -> None:
-    rules = {"gopher@datatrove": {"max_top_ngram_chars": {"7": 0.1}}}
-    with pytest.raises(UsageError, match="no 7-grams are measured"):
-        Decide({"language": {}, "rules": rules})
+    with pytest.raises(ValidationError, match="n-grams of 7 words are not measured"):
+        Gopher.model_validate({"max_top_ngram_chars": {"7": 0.1}})
 
 
 def shard(path: Path) -> Shard:
