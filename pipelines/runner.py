@@ -156,20 +156,23 @@ def _stages(
     keep_going: bool,
     emit: Callable[[dict[str, Any]], None],
 ) -> None:
+    partial: set[str] = set()
     for node in nodes:
         state = state_of(node, root, known)
         outcome.fresh += len(state.done)
         receipts, failures = session.run_stage(state)
         outcome.ran += len(receipts) - len(state.done)
         outcome.failures += failures
-        complete = len(receipts) == len(state.tasks)
-        manifest = _settle(root, node.name, receipts, complete)
+        finished = len(receipts) == len(state.tasks)
+        if not finished or partial & set(node.upstream):
+            partial.add(node.name)
+        manifest = _settle(root, node.name, receipts, node.name not in partial)
         outcome.manifests[node.name] = manifest
         known[node.name] = manifest.receipts
         total = manifest.total()
         total.pop("outputs")
         emit(total)
-        if session.stop.asked and not complete:
+        if session.stop.asked and not finished:
             raise Interrupted
         if failures and not keep_going:
             return

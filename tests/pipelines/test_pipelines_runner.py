@@ -156,6 +156,7 @@ def test_keep_going_runs_later_stages_on_what_succeeded(tmp_path: Path) -> None:
     outcome, _ = go(tmp_path / "root", nodes(), inputs(tmp_path / "in"), keep_going=True)
     assert outcome.exit_code == 1
     assert outcome.manifests["curate"].receipts[0].rows_in == 2
+    assert not outcome.manifests["curate"].complete  # nor is what stands on an incomplete stage
 
 
 def test_usage_errors_are_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
