@@ -125,10 +125,11 @@ def _openable(root: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def verify(root: Path, rows: Sequence[dict[str, Any]], run_id: str | None = None) -> None:
+def verify(root: Path, rows: Sequence[dict[str, Any]], run_id: str | None = None, *, with_text: bool = False) -> None:
     """Prove each piece: cut its WARC range, extract, rewrite and encode it again, compare with the row's tokens.
 
-    Sets `verified` on each row. Raises GristmillError at the first difference.
+    Sets `verified` and `text_version` on each row ("c4" where the C4 line rules rewrote the extracted text), and with
+    `with_text` the document's whole `text`. Raises GristmillError at the first difference.
     """
     from gristmill.tokenize.codec import Codec
 
@@ -138,11 +139,15 @@ def verify(root: Path, rows: Sequence[dict[str, Any]], run_id: str | None = None
     settings = known["curate.pages"].receipts[0].config
     c4 = known["curate.measure"].receipts[0].config["c4"]
     versions = _text_versions(root, {row["id"] for row in rows})
-    encoded: dict[str, Any] = {}
+    texts: dict[str, str] = {}
+    encoded: dict[str, list[int]] = {}
     for row in rows:
         if row["id"] not in encoded:
-            text = _rebuild(row, settings, c4, versions[row["id"]])
+            text = texts[row["id"]] = _rebuild(row, settings, c4, versions[row["id"]])
             encoded[row["id"]] = [*codec.encode_batch([text])[0].tolist(), codec.eos]
+        row["text_version"] = versions[row["id"]][0]
+        if with_text:
+            row["text"] = texts[row["id"]]
         length = row["length"]
         want = encoded[row["id"]][row["doc_start"] : row["doc_start"] + length]
         tokens, _ = dataset.row(row["phase"], row["row"])

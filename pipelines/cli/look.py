@@ -125,8 +125,13 @@ def find(what: str, root: Path, as_json: bool) -> None:
 @click.option(
     "--verify", is_flag=True, help="Cut each range, extract and encode it again, compare with the row's tokens."
 )
+@click.option(
+    "--text", "with_text", is_flag=True, help="With --json: each document's text, extracted again and verified."
+)
 @json_option
-def trace(root: Path, step: int | None, token: str | None, run_id: str | None, verify: bool, as_json: bool) -> None:
+def trace(
+    root: Path, step: int | None, token: str | None, run_id: str | None, verify: bool, with_text: bool, as_json: bool
+) -> None:
     """From tokens back to WARC records: URL, file, offset, length, source and span.
 
     \b
@@ -141,8 +146,8 @@ def trace(root: Path, step: int | None, token: str | None, run_id: str | None, v
     rows = (
         tracing.trace_step(root, step, run_id) if step is not None else [tracing.trace_token(root, token or "", run_id)]
     )
-    if verify:
-        tracing.verify(root, rows, run_id)
+    if verify or with_text:
+        tracing.verify(root, rows, run_id, with_text=with_text)
     if as_json:
         print_json(rows)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -15,7 +16,10 @@ import pytest
 from data_helper import shared_data
 from worlds import gristmill, shown, start
 
+from gristmill.core.tokshards import PackedDataset
 from gristmill.pipelines.sample import read_truth, write_sample
+from gristmill.pipelines.tracing import dataset_folder
+from gristmill.tokenize.codec import Codec
 
 pytestmark = pytest.mark.slow
 
@@ -188,3 +192,58 @@ def test_real_pages_go_from_warc_to_parquet(tmp_path: Path) -> None:
         "language_score",
     ):
         assert table[column].null_count == 0, column
+
+
+def test_a_trained_row_traces_back_to_its_warc_record(sample: Path, undisturbed: Path) -> None:
+    done = gristmill("trace", "--root", str(undisturbed), "--step", "2", "--text", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    dataset = PackedDataset(dataset_folder(undisturbed))
+    codec = Codec(dataset.folder / "tokenizer.json")
+    assert len(rows) >= dataset.manifest.phases[0].batch_rows
+    for row in rows:
+        with open(row["warc_file"], "rb") as file:
+            file.seek(row["warc_offset"])
+            record = gzip.decompress(file.read(row["warc_length"]))
+        assert f"WARC-Target-URI: {row['url']}\r\n".encode() in record.split(b"\r\n\r\n", 1)[0] + b"\r\n"
+        ids = [*codec.encode(row["text"]).tolist(), codec.eos]
+        tokens, _ = dataset.row(row["phase"], row["row"])
+        piece = tokens[row["row_start"] : row["row_start"] + row["length"]].tolist()
+        assert ids[row["doc_start"] : row["doc_start"] + row["length"]] == piece
+    one = rows[0]
+    address = f"{one['phase']}:{one['row']}:{one['row_start']}"
+    done = gristmill("trace", "--root", str(undisturbed), "--token", address, "--json")
+    assert [r["id"] for r in json.loads(done.stdout)] == [one["id"]]
+
+
+def test_every_curated_document_survives_the_tokenizer(undisturbed: Path) -> None:
+    stages = shown(undisturbed)
+    assert stages["tokens"]["quarantined"] == 0
+    assert stages["tokens"]["rows_out"] == stages["curate"]["rows_out"] > 0
+
+
+def test_an_existing_scheduler_runs_the_tasks(sample: Path, undisturbed: Path, tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address
+        done = gristmill(
+            *arguments(sample, tmp_path / "root", "--cluster", address, "--to", "curate.pages"), timeout=600
+        )
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "root")["curate.pages"] == digests(undisturbed)["curate.pages"]
+
+
+def test_a_missing_file_fails_the_run_and_its_return_completes_it(sample: Path, tmp_path: Path) -> None:
+    paths = [str(sample / "sample-00000.warc.gz"), str(tmp_path / "late.warc.gz")]
+    args = ["run", "demo", "--root", str(tmp_path / "root"), "--set", f"input.paths={json.dumps(paths)}"]
+    args += ["--to", "curate.decide", "--cluster", "local:1"]
+    first = gristmill(*args)
+    assert first.returncode == 1, first.stderr
+    assert "late.warc.gz: no such file" in first.stderr
+    assert "resume: gristmill run demo" in first.stderr
+    assert set(shown(tmp_path / "root")) == {"curate.pages"}
+    (tmp_path / "late.warc.gz").write_bytes((sample / "sample-00001.warc.gz").read_bytes())
+    second = gristmill(*args)
+    assert second.returncode == 0, second.stderr
+    assert set(shown(tmp_path / "root")) == {"curate.pages", "curate.measure", "curate.decide"}
