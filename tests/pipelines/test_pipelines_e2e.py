@@ -88,7 +88,7 @@ def test_kill_9_at_random_moments_and_the_same_command_gives_the_same_bytes(
     root, rng = tmp_path / "root", random.Random(7)
     for _ in range(3):
         process = start(*arguments(sample, root, "--cluster", "local:2", "--to", "shards"), log=tmp_path / "log")
-        time.sleep(rng.uniform(5, 14))
+        time.sleep(rng.uniform(3, 9))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
