@@ -231,7 +231,8 @@ class _Session:
                 log = self.record.failure(name, task.id, "".join(traceback.format_exception(error)))
                 cause = error.message if isinstance(error, GristmillError) else f"{type(error).__name__}: {error}"
                 self.record.event("failed", stage=name, key=task.key, task=task.id, cause=cause, log=str(log))
-                failures.append((name, task.key, f"{cause.splitlines()[0] if cause else '?'}  [{log}]"))
+                hint = f"\n  hint: {error.hint}" if isinstance(error, GristmillError) and error.hint else ""
+                failures.append((name, task.key, f"{cause.splitlines()[0] if cause else '?'}  [{log}]{hint}"))
                 progress.fail()
         finally:
             progress.close()
