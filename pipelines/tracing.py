@@ -227,11 +227,13 @@ def find(root: Path, what: str) -> dict[str, Any]:
     trained: list[dict[str, Any]] = []
     if "shards" in known:
         from gristmill.mixes.tracing import find_document
+        from gristmill.trainer.order import step_of_row
 
         dataset = PackedDataset(dataset_folder(root))
         for doc in documents.values():
             if doc["fate"] == "kept":
-                trained += find_document(dataset, doc["id"], root)
+                places_here = find_document(dataset, doc["id"], root)
+                trained += [{**p, "step": step_of_row(dataset, p["phase"], p["row"])} for p in places_here]
     for doc in documents.values():
         doc["warc_file"] = places.get(doc["warc_file"], doc["warc_file"])
     return {"format": "gristmill-find-1", "documents": list(documents.values()), "places": trained}

@@ -112,9 +112,9 @@ def find(what: str, root: Path, as_json: bool) -> None:
             f"{doc['id']}  {doc['url']}\n  {doc['warc_file']} {doc['warc_offset']}+{doc['warc_length']}\n  {doc['fate']}"
         )
     for place in found["places"]:
-        click.echo(
-            f"  trained on: phase {place['phase']} row {place['row']} position {place['row_start']} ({place['length']} tokens)"
-        )
+        step = f"step {place['step']}, " if place["step"] else "no step, "
+        where = f"phase {place['phase']} row {place['row']} position {place['row_start']}"
+        click.echo(f"  trained on: {step}{where} ({place['length']} tokens)")
 
 
 @click.command()

@@ -1,0 +1,64 @@
+"""What a training run will do, before it costs anything: phases, steps, tokens, learning rates, parameters. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gristmill.core.tokshards import PackedManifest
+from gristmill.trainer.order import spans, total_steps
+from gristmill.trainer.schedule import LearningRate
+from gristmill.trainer.schema import TrainRun
+
+CURVE_POINTS = 60
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def plan_run(run: TrainRun, manifest: PackedManifest) -> dict[str, Any]:
+    """Phases with their steps, tokens and learning rates, totals, and the schedule as evenly spaced points.
+
+    Raises UsageError when the phases' `lr` blocks make no schedule.
+    """
+    rate = LearningRate(run.optimizer.lr, run.schedule, manifest)
+    steps = total_steps(manifest)
+    last = min(steps, run.max_steps or steps)
+    phases = [
+        {
+            "name": span.phase.name,
+            "first_step": span.first_step,
+            "last_step": span.last_step,
+            "batch_rows": span.phase.batch_rows,
+            "seq_len": span.phase.seq_len,
+            "tokens": span.samples * span.phase.seq_len,
+            "lr_first": rate.lr(span.first_step),
+            "lr_last": rate.lr(span.last_step),
+            "shares": {name: share["realised"] for name, share in sorted(span.phase.shares.items())},
+        }
+        for span in spans(manifest)
+    ]
+    points = sorted({1 + i * (steps - 1) // (CURVE_POINTS - 1) for i in range(CURVE_POINTS)}) if steps else []
+    return {
+        "format": "gristmill-train-plan-1",
+        "parameters": run.model.params(manifest.vocab_size),
+        "vocab_size": manifest.vocab_size,
+        "steps": last,
+        "tokens": sum(p["tokens"] for p in phases),
+        "phases": phases,
+        "schedule": [[step, rate.lr(step)] for step in points],
+        "dataset": manifest.digest,
+    }
+
+
+def render(plan: dict[str, Any]) -> str:
+    """The plan for a terminal, with the schedule as a line of blocks."""
+    lines = [f"{'phase':<12} {'steps':>15} {'batch':>12} {'tokens':>14} {'lr':>20}  sources"]
+    for p in plan["phases"]:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in p["shares"].items())
+        lines.append(
+            f"{p['name']:<12} {p['first_step']:>7,}-{p['last_step']:<7,} {p['batch_rows']:>5} x {p['seq_len']:<5}"
+            f"{p['tokens']:>14,} {p['lr_first']:>9.1e} → {p['lr_last']:.1e}  {shares}"
+        )
+    peak = max((rate for _, rate in plan["schedule"]), default=0.0) or 1.0
+    curve = "".join(BLOCKS[min(int(rate / peak * len(BLOCKS)), len(BLOCKS) - 1)] for _, rate in plan["schedule"])
+    lines.append(f"lr           {curve}  peak {peak:.1e}")
+    lines.append(f"{plan['steps']:,} steps, {plan['tokens']:,} tokens, {plan['parameters']:,} parameters")
+    return "\n".join(lines)
