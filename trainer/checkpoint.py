@@ -1,7 +1,7 @@
 """The whole training state on disk: complete or not there, verified when read, without pickle.
 
 checkpoints/00000017/model.safetensors      weights, the padded vocabulary included
-                     optimizer.safetensors  AdamW's moments and step counts
+                     optimizer.safetensors  the optimizer's averages and step counts, PARAMETER.exp_avg and the like
                      state.json             step, position in the data, dataset digest, run, sizes and sha256 of the two
 A checkpoint is written into a hidden folder, synced and renamed, so a crash leaves the last one whole.
 """

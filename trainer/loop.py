@@ -1,7 +1,7 @@
 """The training loop: one process on CPU or one GPU, resumed exactly from its last checkpoint.
 
 Per step: a global batch by index, gradients summed over micro batches of loss sum / valid tokens of the global batch,
-a check that all is finite, clip, AdamW. metrics.jsonl holds only functions of the state, so a killed and resumed run
+a check that all is finite, clip, the optimizer. metrics.jsonl holds only functions of the state, so a killed and resumed run
 gives the same bytes as an undisturbed one (CPU, one thread count); seconds go to timings.jsonl.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from gristmill.core.errors import FormatError, GristmillError, UsageError
 from gristmill.core.settings import dotted, flatten
@@ -25,7 +26,7 @@ from gristmill.trainer.data import Batch, batch_of_step
 from gristmill.trainer.journal import Journal
 from gristmill.trainer.model import Decoder
 from gristmill.trainer.order import samples_after, span_of_step, tokens_after, total_steps
-from gristmill.trainer.schedule import LearningRate
+from gristmill.trainer.schedule import LearningRate, SlowAverage
 from gristmill.trainer.schema import TrainRun
 
 FREE = {"log_every", "checkpoint", "generate", "max_steps", "verify_shards", "mixture"}  # may change on resume
@@ -81,6 +82,9 @@ class Trainer:
                 "no phase of the dataset fills one batch", hint="lower the mixture's global batch, or add data"
             )
         self.rate = LearningRate(run.optimizer.lr, run.schedule, self.manifest)
+        self.slow = SlowAverage(run.optimizer.slow, run.optimizer.betas[0], self.manifest)
+        for note in self.rate.notes:
+            say(note)
         self.device = pick_device(run.device)
         torch.set_num_threads(run.threads)
         self.model = build_model(run, self.manifest).to(self.device)
@@ -99,7 +103,7 @@ class Trainer:
         missing, unknown = self.model.load_state_dict(weights, strict=False)
         if missing or unknown:
             raise FormatError(f"{found.folder} does not fit the model", hint=f"tensors: {[*missing, *unknown][:3]}")
-        optim.load_state(self.model, self.optimizer, moments)
+        self.optimizer.load_state(moments)
         say(f"resuming after step {found.step} of {self.steps} from {found.folder.name}")
         return found.step
 
@@ -122,7 +126,7 @@ class Trainer:
         if self.run.optimizer.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.run.optimizer.clip, norm)
         lr = self.rate.lr(step)
-        optim.set_lr(self.optimizer, lr)
+        self.optimizer.at(lr, self.slow.at(step))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step = step
@@ -160,7 +164,7 @@ class Trainer:
             "run": self.run.model_dump(mode="json"),
             "torch": torch.__version__,
         }
-        moments = optim.state_tensors(self.model, self.optimizer)
+        moments = self.optimizer.state_tensors()
         checkpoint.save(self.out / "checkpoints", state, self.model.state_dict(), moments, self.run.checkpoint.keep)
 
     def due(self) -> bool:
@@ -183,7 +187,7 @@ def check_resume(run: TrainRun, manifest: PackedManifest, state: Record, say: Ca
         )
     if state["samples"] != samples_after(manifest, state["step"]):
         raise FormatError(f"the checkpoint of step {state['step']} stands at sample {state['samples']}", hint=remedy)
-    old, new = flatten(state["run"]), flatten(run.model_dump(mode="json"))
+    old, new = flatten(with_defaults(state["run"])), flatten(run.model_dump(mode="json"))
     for path in sorted({*old, *new}, key=dotted):
         if old.get(path) == new.get(path) or path[0] in FREE:
             continue
@@ -191,6 +195,14 @@ def check_resume(run: TrainRun, manifest: PackedManifest, state: Record, say: Ca
         if path[0] not in ROUNDING:
             raise UsageError(f"the checkpoint was made with other settings: {change}", hint=remedy)
         say(f"resuming with {change}: not equal bit for bit to one undisturbed run")
+
+
+def with_defaults(run: Record) -> Record:
+    """A checkpoint's settings with those that did not exist yet when it was made, at their defaults."""
+    try:
+        return TrainRun.model_validate(run).model_dump(mode="json")
+    except ValidationError:
+        return run  # made by a later version: its settings are compared as they stand
 
 
 def train(

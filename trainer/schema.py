@@ -11,8 +11,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from gristmill.core.settings import Settings
-
-Shape = Literal["linear", "cosine", "1-sqrt"]
+from gristmill.trainer.optim_schema import Optimizer as Optimizer
+from gristmill.trainer.optim_schema import Schedule as Schedule
 
 VOCAB_MULTIPLE = (
     64  # embedding rows are padded to this: whole tiles for matrix units, divisible by any tensor-parallel size
@@ -57,43 +57,6 @@ class Model(Settings):
         block = attention + 3 * self.hidden * self.ffn + 2 * self.hidden
         embedding = padded_vocab(vocab_size) * self.hidden
         return self.layers * block + self.hidden + embedding * (1 if self.tie_embeddings else 2)
-
-
-class Optimizer(Settings):
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101). Norms and embeddings are never decayed."""
-
-    name: Literal["adamw"] = "adamw"
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule multiplies it."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    clip: float | None = Field(1.0, gt=0)
-    """Largest gradient norm; null clips nothing (the norm is recorded all the same)."""
-
-    @model_validator(mode="after")
-    def _betas(self) -> Optimizer:
-        if not all(0 <= b < 1 for b in self.betas):
-            raise ValueError(f"betas {list(self.betas)} must each be at least 0 and less than 1")
-        return self
-
-
-class Schedule(Settings):
-    """Defaults of the learning-rate schedule; a phase's `lr:` block in the mixture says stable, decay or full."""
-
-    warmup_steps: int | None = Field(None, ge=0)
-    warmup_tokens: int | None = Field(None, ge=0)
-    """Warm-up in tokens, rounded up to whole steps of the first phase. Give this or `warmup_steps`, not both."""
-    decay: Shape = "linear"
-    """Shape of a decay whose phase names none."""
-    final_ratio: float = Field(0.0, ge=0, le=1)
-    """Where a decay ends whose phase says no `to`, as a fraction of the peak."""
-
-    @model_validator(mode="after")
-    def _one_warmup(self) -> Schedule:
-        if self.warmup_steps is not None and self.warmup_tokens is not None:
-            raise ValueError("both warmup_steps and warmup_tokens are given hint: keep one of them")
-        return self
 
 
 class Checkpoint(Settings):
