@@ -6,7 +6,7 @@ from typing import Any
 
 from gristmill.core.tokshards import PackedManifest
 from gristmill.trainer.order import spans, total_steps
-from gristmill.trainer.schedule import LearningRate
+from gristmill.trainer.schedule import LearningRate, batch_hints
 from gristmill.trainer.schema import TrainRun
 
 CURVE_POINTS = 60
@@ -35,7 +35,6 @@ def plan_run(run: TrainRun, manifest: PackedManifest) -> dict[str, Any]:
         }
         for span in spans(manifest)
     ]
-    points = sorted({1 + i * (steps - 1) // (CURVE_POINTS - 1) for i in range(CURVE_POINTS)}) if steps else []
     return {
         "format": "gristmill-train-plan-1",
         "parameters": run.model.params(manifest.vocab_size),
@@ -43,9 +42,18 @@ def plan_run(run: TrainRun, manifest: PackedManifest) -> dict[str, Any]:
         "steps": last,
         "tokens": sum(p["tokens"] for p in phases),
         "phases": phases,
-        "schedule": [[step, rate.lr(step)] for step in points],
+        "schedule": [[step, value] for step, _, value in rate.curve(CURVE_POINTS)],
+        "notes": [*rate.notes, *_batch_notes(run, manifest)],
         "dataset": manifest.digest,
     }
+
+
+def _batch_notes(run: TrainRun, manifest: PackedManifest) -> list[str]:
+    peak = run.optimizer.lr
+    return [
+        f"phase {name} has another batch size: the square-root rule would turn the peak {peak:.1e} into {hint:.1e}"
+        for name, hint in batch_hints(peak, manifest).items()
+    ]
 
 
 def render(plan: dict[str, Any]) -> str:
@@ -60,5 +68,6 @@ def render(plan: dict[str, Any]) -> str:
     peak = max((rate for _, rate in plan["schedule"]), default=0.0) or 1.0
     curve = "".join(BLOCKS[min(int(rate / peak * len(BLOCKS)), len(BLOCKS) - 1)] for _, rate in plan["schedule"])
     lines.append(f"lr           {curve}  peak {peak:.1e}")
+    lines += [f"note: {note}" for note in plan["notes"]]
     lines.append(f"{plan['steps']:,} steps, {plan['tokens']:,} tokens, {plan['parameters']:,} parameters")
     return "\n".join(lines)
