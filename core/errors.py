@@ -3,6 +3,7 @@
 GristmillError            1   something failed; the run can be resumed
 ├── InputError            1   an input file is missing, forbidden or unreadable
 ├── TaskFailed            1   a task failed after its retries
+├── Stopped             130   a long task was asked to stop; its state is kept
 ├── LeaseHeld             1   another live run owns the root
 ├── FormatError           1   a file of ours is damaged: wrong size, digest or layout
 └── UsageError            2   a bad option or argument; nothing was run
@@ -50,6 +51,12 @@ class InputError(GristmillError):
 
 class TaskFailed(GristmillError):
     """A task raised after its last retry."""
+
+
+class Stopped(GristmillError):
+    """A long task was asked to stop and saved its state: the same command goes on from it."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class LeaseHeld(GristmillError):

@@ -208,7 +208,10 @@ def read_manifest(root: Path, stage: str) -> Manifest | None:
     for i, entry in enumerate(body["receipts"]):
         receipt = read_receipt(stage_folder(root, stage) / entry["task"], check_files=False)
         if receipt is None:
-            raise FormatError(f"{stage}: the receipt of {entry['key']} is gone", hint="run the same command again")
+            raise FormatError(
+                f"{stage}: the receipt of {entry['key']} is gone",
+                hint="gristmill run RECIPE --root DIR writes it again",
+            )
         receipts.append(replace(receipt, key=entry["key"], ordinal=i))
     return Manifest(stage, receipts, bool(body["complete"]))
 

@@ -15,6 +15,9 @@ from typing import Any, ClassVar
 
 from gristmill.core.hashing import digest
 
+STOP_FILE = "stopping"
+"""Beside `stages/` in the root while a run drains: workers on other machines see it too."""
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -108,6 +111,11 @@ class Outbox:
     @property
     def files(self) -> dict[str, Path]:
         return dict(self._files)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run was asked to stop: a task that takes hours saves its state and raises `Stopped`."""
+        return (self.folder.parents[2] / STOP_FILE).exists()  # ROOT/stages/STAGE/TASK
 
     @property
     def work(self) -> Path:

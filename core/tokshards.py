@@ -168,10 +168,16 @@ class ShardReader:
         path = Path(f"{base}.bin")
         size = path.stat().st_size if path.exists() else -1
         if size != want:
-            raise FormatError(f"{path} has {size} bytes, its manifest says {want}", hint="run the shards stage again")
+            raise FormatError(
+                f"{path} has {size} bytes, its manifest says {want}",
+                hint=f"delete {base.parents[1]} and run the recipe again: its shards are written anew",
+            )
         self.base = base
         self.tokens: np.ndarray = np.memmap(path, dtype=dtype, mode="r").reshape(rows, seq_len + 1)
-        bounds = np.load(f"{base}.bnd.npy", mmap_mode="r", allow_pickle=False)
+        try:
+            bounds = np.load(f"{base}.bnd.npy", mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:  # a pickle, say: never loaded
+            raise FormatError(f"{base}.bnd.npy is damaged: {error}") from error
         self._pointers = np.asarray(bounds[: rows + 1])
         self._starts = bounds[rows + 1 :]
         if len(self._starts) != int(self._pointers[-1]):

@@ -167,6 +167,9 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int, max_pieces: int) -> 
 def _concat(draws: Draws, cursor: Cursor, rows: int, capacity: int, max_pieces: int) -> tuple[Pieces, Cursor]:
     """The documents as one stream, cut at every row's end; a row that reaches `max_pieces` ends there."""
     want = rows * capacity + cursor.tokens
+    if not rows:  # a share so small that it rounds to nothing (W202)
+        none = np.empty(0, np.int64)
+        return Pieces(none, none, none, none, none, none), cursor
     documents, epochs = draws.ahead(cursor, want, want)
     ends = np.cumsum(draws.lengths[documents])
     out: list[tuple[int, int, int, int, int]] = []  # row, row_start, position, doc_start, length

@@ -259,7 +259,7 @@ class Mixture(Settings):
         faults: list[Fault] = []
         known = ", ".join(self.sources)
         seen: set[str] = set()
-        decaying = None
+        decaying = previous = None
         for i, phase in enumerate(self.stages):
             for source in phase.mix:
                 if source not in self.sources:
@@ -277,6 +277,15 @@ class Mixture(Settings):
                         "hint: put stable phases first, or make this one `full`",
                     )
                 )
+            if previous == "full" and phase.lr.phase == "decay" and not phase.lr.warmup_steps:
+                faults.append(
+                    (
+                        ("stages", i, "lr"),
+                        "E110 a decay after a `full` phase would jump back to the peak "
+                        "hint: give it warmup_steps, or make both one decay",
+                    )
+                )
+            previous = phase.lr.phase
             if phase.lr.phase != "stable":
                 decaying = phase.name
         raise_faults("Mixture", faults, self)

@@ -66,7 +66,7 @@ class StageProgress:
         if self.failed:
             text += f"   {self.failed} FAILED"
         if final:
-            text += f"   {_time(seconds)}" if ran or self.failed else "   up to date"
+            text += f"   {_time(seconds)}" if ran or self.finished < self.total else "   up to date"
         elif ran and self.finished < self.total:
             text += f"   ETA {_time(seconds / ran * (self.total - self.finished))}"
         return text

@@ -19,9 +19,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gristmill.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, FormatError, GristmillError, UsageError
+from gristmill.core.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    FormatError,
+    GristmillError,
+    Stopped,
+    UsageError,
+)
 from gristmill.core.manifest import Manifest, read_manifest, read_receipt, run_task, task_folder, write_manifest
-from gristmill.core.stage import Receipt, Task
+from gristmill.core.stage import STOP_FILE, Receipt, Task
 from gristmill.pipelines import cluster as clusters
 from gristmill.pipelines.graph import Node, load_class
 from gristmill.pipelines.lease import Lease
@@ -53,14 +61,18 @@ class Interrupted(Exception):
 class _Stop:
     """First signal: stop handing out tasks and drain. Second: stop now."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, root: Path, say: Say) -> None:
         self.asked = False
         self.say = say
+        self.file = root / STOP_FILE  # how workers, here or elsewhere, hear of it
+        self.file.unlink(missing_ok=True)
 
     def __call__(self, *_: object) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        with contextlib.suppress(OSError):
+            self.file.touch()
         self.say("stopping: draining running tasks (Ctrl-C again to stop now)")
 
 
@@ -125,7 +137,7 @@ def run(
                 f"taking over from a run that ended without cleaning up: {lease.took_over.get('host')}:{lease.took_over.get('pid')}"
             )
         record = RunRecord(root, argv)
-        stop = _Stop(say)
+        stop = _Stop(root, say)
         outcome = Outcome()
         session = _Session(root, cluster, record, stop, retries)
         with _signals(stop):
@@ -135,6 +147,7 @@ def run(
                 outcome.exit_code = EXIT_INTERRUPTED
             finally:
                 session.close()
+                stop.file.unlink(missing_ok=True)
         if outcome.failures and outcome.exit_code == EXIT_OK:
             outcome.exit_code = EXIT_FAILED
         for stage, key, cause in outcome.failures:
@@ -228,6 +241,9 @@ class _Session:
                         progress.add(receipts[-1])
                         self.record.event("task", stage=name, key=task.key, task=task.id, seconds=receipt.seconds)
                         continue
+                if self.stop.asked and isinstance(error, Stopped):
+                    self.record.event("stopped", stage=name, key=task.key, task=task.id)
+                    continue
                 log = self.record.failure(name, task.id, "".join(traceback.format_exception(error)))
                 cause = error.message if isinstance(error, GristmillError) else f"{type(error).__name__}: {error}"
                 self.record.event("failed", stage=name, key=task.key, task=task.id, cause=cause, log=str(log))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,8 @@ def dataset_folder(root: Path) -> Path:
     return Path(manifest.receipts[0].output("manifest.json").path).parent
 
 
-def run_dataset(root: Path, run_id: str | None) -> PackedDataset:
-    """The dataset that a training run reads: the named run's, else the latest run's, else the current one.
+def run_dataset(root: Path, run_id: str | None) -> tuple[str | None, PackedDataset]:
+    """(id, dataset) of a training run: the named one, else the latest, else (None, the current packed dataset).
 
     A run is named by its task id or a prefix of it, finished or not. Raises UsageError on an unknown or ambiguous one.
     """
@@ -38,48 +40,45 @@ def run_dataset(root: Path, run_id: str | None) -> PackedDataset:
                 f"{'no' if not runs else 'more than one'} training run {run_id!r} in {root}",
                 hint="runs: " + (", ".join(r["id"][:12] for r in training_runs(root)) or "none"),
             )
-    if runs:
-        folder = Path(runs[-1]["dataset"])
-        if not (folder / "manifest.json").exists():
-            raise UsageError(f"the packed shards of run {runs[-1]['id'][:12]} are gone: {folder}")
-        return PackedDataset(folder)
-    return PackedDataset(dataset_folder(root))
+    if not runs:
+        return None, PackedDataset(dataset_folder(root))
+    if runs[-1]["dataset"] is None:
+        raise UsageError(f"the packed shards of training run {runs[-1]['id'][:12]} are gone")
+    return runs[-1]["id"], PackedDataset(runs[-1]["dataset"])
 
 
 def training_runs(root: Path) -> list[dict[str, Any]]:
-    """Training runs of a root, oldest first, finished or interrupted: {"id", "dataset", "finished"}."""
-    shards = {}
+    """Training runs of a root, the latest last, finished or interrupted: {"id", "dataset", "finished"}.
+
+    The latest is the one that the stage's manifest names, unless an unfinished one has trained since it finished.
+    """
+    datasets: dict[str, Path] = {}
     for receipt in all_receipts(root, "shards"):
-        manifest = next((s for s in receipt.outputs if s.name == "manifest.json"), None)
-        if manifest is not None:
-            shards[manifest.sha256] = Path(manifest.path).parent
-    finished = {r.task: r for r in all_receipts(root, "train")}
-    out: list[dict[str, Any]] = []
+        shard = next((s for s in receipt.outputs if s.name == "manifest.json"), None)
+        if shard is not None and Path(shard.path).exists():
+            datasets[shard.sha256] = Path(shard.path).parent
+    runs: list[dict[str, Any]] = []
+    for receipt in all_receipts(root, "train"):
+        digests = {name: sha for name, sha in receipt.inputs.get("shards", [])}
+        dataset = datasets.get(digests.get("manifest.json", ""))
+        runs.append({"id": receipt.task, "dataset": dataset, "finished": receipt.finished, "at": receipt.finished})
+    known = {run["id"] for run in runs}
     base = stage_folder(root, "train")
     for folder in sorted(base.iterdir()) if base.is_dir() else []:
-        if not folder.is_dir():
+        try:
+            launch = orjson.loads((folder / "work" / "launch.json").read_bytes())
+            trained = (folder / "work" / "metrics.jsonl").stat().st_mtime
+        except (OSError, ValueError):
             continue
-        done = finished.get(folder.name)
-        dataset: Path | None = None
-        if done is not None:
-            digests = {name: sha for name, sha in done.inputs.get("shards", [])}
-            dataset = shards.get(digests.get("manifest.json", ""))
-        else:
-            try:
-                dataset = Path(orjson.loads((folder / "work" / "launch.json").read_bytes())["dataset"])
-            except (OSError, ValueError, KeyError):
-                continue
-        if dataset is not None:
-            out.append(
-                {
-                    "id": folder.name,
-                    "dataset": str(dataset),
-                    "finished": done.finished if done else None,
-                    "at": folder.stat().st_mtime,
-                }
-            )
-    out.sort(key=lambda r: r["at"])
-    return out
+        if folder.name not in known:
+            at = datetime.datetime.fromtimestamp(trained, datetime.UTC).isoformat(timespec="seconds")
+            dataset = datasets.get(str(launch.get("manifest_sha256")))
+            runs.append({"id": folder.name, "dataset": dataset, "finished": None, "at": at})
+    manifest = read_manifest(root, "train")
+    current = {r.task for r in manifest.receipts} if manifest else set()
+    newest = max((r["at"] for r in runs if r["id"] in current), default="")
+    runs.sort(key=lambda r: (r["id"] in current or (r["finished"] is None and r["at"] > newest), r["at"], r["id"]))
+    return runs
 
 
 def trace_step(root: Path, step: int, run_id: str | None = None) -> list[dict[str, Any]]:
@@ -87,8 +86,8 @@ def trace_step(root: Path, step: int, run_id: str | None = None) -> list[dict[st
     from gristmill.mixes.tracing import trace_rows
     from gristmill.trainer.order import rows_of_step
 
-    dataset = run_dataset(root, run_id)
-    return _openable(root, trace_rows(dataset, root, rows_of_step(dataset, step)))
+    run, dataset = run_dataset(root, run_id)
+    return _openable(root, run, trace_rows(dataset, root, rows_of_step(dataset, step)))
 
 
 def trace_token(root: Path, address: str, run_id: str | None = None) -> dict[str, Any]:
@@ -97,12 +96,11 @@ def trace_token(root: Path, address: str, run_id: str | None = None) -> dict[str
 
     phase, _, rest = address.rpartition(":")
     phase, _, row = phase.rpartition(":")
-    if not phase or not row.isdigit() or not rest.isdigit():
+    if not phase or not re.fullmatch(r"[0-9]{1,18}", row) or not re.fullmatch(r"[0-9]{1,18}", rest):
         raise UsageError(f"{address!r} is not PHASE:ROW:POS", hint="for example warm:17:40")
-    dataset = run_dataset(root, run_id)
-    if phase not in [p.name for p in dataset.manifest.phases]:
-        raise UsageError(f"no phase {phase!r}", hint=f"phases: {', '.join(p.name for p in dataset.manifest.phases)}")
-    return _openable(root, [trace.trace_token(dataset, root, phase, int(row), int(rest))])[0]
+    run, dataset = run_dataset(root, run_id)
+    _check_row(dataset, phase, int(row))
+    return _openable(root, run, [trace.trace_token(dataset, root, phase, int(row), int(rest))])[0]
 
 
 def show_row(root: Path, phase: str, row: int) -> dict[str, Any]:
@@ -111,15 +109,25 @@ def show_row(root: Path, phase: str, row: int) -> dict[str, Any]:
     from gristmill.tokenize.codec import Codec
 
     dataset = PackedDataset(dataset_folder(root))
+    _check_row(dataset, phase, row)
     tokens, _ = dataset.row(phase, row)
     text = Codec(dataset.folder / "tokenizer.json").decode(tokens)
-    return {"pieces": _openable(root, trace_rows(dataset, root, [(phase, row)])), "text": text}
+    return {"pieces": _openable(root, None, trace_rows(dataset, root, [(phase, row)])), "text": text}
 
 
-def _openable(root: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _check_row(dataset: PackedDataset, phase: str, row: int) -> None:
+    rows = {p.name: p.rows for p in dataset.manifest.phases}
+    if phase not in rows:
+        raise UsageError(f"no phase {phase!r}", hint=f"phases: {', '.join(rows)}")
+    if row >= rows[phase]:
+        raise UsageError(f"phase {phase!r} has no row {row}", hint=f"its rows are 0..{rows[phase] - 1}")
+
+
+def _openable(root: Path, run: str | None, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """`warc_file` as a path or URL that opens; the name that the curated Parquet holds stays as `warc_name`."""
     places = input_places(root)
     for row in rows:
+        row["run"] = run
         row["warc_name"] = row["warc_file"]
         row["warc_file"] = places.get(row["warc_file"], row["warc_file"])
     return rows
@@ -133,7 +141,7 @@ def verify(root: Path, rows: Sequence[dict[str, Any]], run_id: str | None = None
     """
     from gristmill.tokenize.codec import Codec
 
-    dataset = run_dataset(root, run_id)
+    _, dataset = run_dataset(root, run_id)
     codec = Codec(dataset.folder / "tokenizer.json")
     known = manifests(root)
     settings = known["curate.pages"].receipts[0].config

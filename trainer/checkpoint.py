@@ -26,6 +26,8 @@ from gristmill.core.hashing import sha256_file
 FORMAT = "gristmill-checkpoint-1"
 FILES = ("model.safetensors", "optimizer.safetensors")
 
+STATE_KEYS = ("step", "samples", "tokens", "dataset_digest", "vocab_size", "run", "files")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -99,6 +101,8 @@ def read(folder: Path) -> Checkpoint:
         state = orjson.loads((folder / "state.json").read_bytes())
         if state["format"] != FORMAT:
             raise FormatError(f"{folder} has format {state['format']!r}, this version reads {FORMAT!r}")
+        if missing := [key for key in STATE_KEYS if key not in state]:
+            raise FormatError(f"{folder}/state.json has no {missing[0]}")
         for name in FILES:
             want = state["files"][name]
             size = (folder / name).stat().st_size

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+COLDEST = 1e-4  # below it logits / temperature overflow; the likeliest token is what such a temperature means
+
+
 @torch.no_grad()
 def generate(model: Decoder, ids: list[int], tokens: int, temperature: float, seed: int, eos: int | None) -> list[int]:
     """Up to `tokens` new ids after `ids` (at least one id), ended by `eos`, which is left out.
@@ -32,7 +35,7 @@ def generate(model: Decoder, ids: list[int], tokens: int, temperature: float, se
     for _ in range(tokens):
         context_1T = torch.tensor([out[-model.max_seq_len :]], device=device)
         logits_V = model(context_1T)[0, -1].float().cpu()
-        if temperature == 0:
+        if temperature < COLDEST:
             token = int(logits_V.argmax())
         else:
             token = int(torch.multinomial(torch.softmax(logits_V / temperature, 0), 1, generator=generator))

@@ -51,11 +51,11 @@ def _prefix(path: Path, step: int) -> tuple[list[int], int]:
     size = 0
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
-            record = orjson.loads(line)
-        except ValueError:
+            number = int(orjson.loads(line)["step"])
+        except (ValueError, TypeError, KeyError):
             break
-        if not line.endswith(b"\n") or record["step"] > step:
+        if not line.endswith(b"\n") or number > step:
             break
-        steps.append(record["step"])
+        steps.append(number)
         size += len(line)
     return steps, size

@@ -80,7 +80,8 @@ def _launch(run: TrainRun, options: argparse.Namespace) -> int:
     check_tokenizer(dataset, options.tokenizer)
     if run.verify_shards and (bad := dataset.verify()):
         raise FormatError(
-            f"{len(bad)} shard files differ from the manifest, first {bad[0]}", hint="run the shards stage again"
+            f"{len(bad)} shard files differ from the manifest, first {bad[0]}",
+            hint=f"delete {options.dataset} and run the recipe again: its shards are written anew",
         )
 
     import torch

@@ -12,8 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -21,11 +22,12 @@ from typing import Any, ClassVar
 
 import orjson
 
-from gristmill.core.errors import EXIT_INTERRUPTED, EXIT_USAGE, TaskFailed, UsageError
+from gristmill.core.errors import EXIT_INTERRUPTED, EXIT_USAGE, GristmillError, Stopped, TaskFailed, UsageError
 from gristmill.core.stage import Counters, Outbox, Receipt, Stage, Task
 
 OUTPUTS = ("model.safetensors", "config.json", "metrics.jsonl", "generated.txt", "summary.json")
 OPERATIONAL = frozenset({"mixture", "log_every", "checkpoint", "verify_shards"})  # settings that change no output
+STOP_POLL_SECONDS = 0.5
 TAIL_LINES = 20  # of the log, in an error message
 
 
@@ -58,9 +60,10 @@ class Train(Stage):
         settings.write_bytes(orjson.dumps(self.config["run"], option=orjson.OPT_INDENT_2))
         dataset = Path(task.shard("shards", "manifest.json").path).parent
         tokenizer = Path(task.shard("shards", "tokenizer.json").path)
-        # what `gristmill trace` needs of a run that has no receipt yet
-        (work / "launch.json").write_bytes(orjson.dumps({"dataset": str(dataset)}))
-        launch_training(settings, dataset, tokenizer, work)
+        # what `gristmill trace` needs of a run that has no receipt yet; a digest, since a root may be moved
+        digest = task.shard("shards", "manifest.json").sha256
+        (work / "launch.json").write_bytes(orjson.dumps({"manifest_sha256": digest}))
+        launch_training(settings, dataset, tokenizer, work, lambda: out.stopping)
         for name in OUTPUTS:
             shutil.copyfile(work / name, out.path(name))
         summary: dict[str, Any] = orjson.loads((work / "summary.json").read_bytes())
@@ -76,10 +79,13 @@ def require_torch() -> None:
             raise UsageError(f"training needs {package}", hint="pip install 'gristmill[train]'")
 
 
-def launch_training(settings: Path, dataset: Path, tokenizer: Path, work: Path) -> None:
+def launch_training(
+    settings: Path, dataset: Path, tokenizer: Path, work: Path, stopping: Callable[[], bool] = lambda: False
+) -> None:
     """Run trainer.launch to its end, its progress passed on to stderr and kept in work/train.log.
 
-    The child ends with this process, however it dies. Raises UsageError or TaskFailed with the end of the log.
+    The child ends with this process, however it dies; it is told to save and stop once `stopping` is true. Raises
+    Stopped, UsageError, or TaskFailed with the end of the log.
     """
     command = [sys.executable, "-m", "gristmill.trainer.launch"]
     for option, value in (("run", settings), ("dataset", dataset), ("tokenizer", tokenizer), ("out", work)):
@@ -92,6 +98,8 @@ def launch_training(settings: Path, dataset: Path, tokenizer: Path, work: Path) 
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True, errors="replace"
     )
+    ended = threading.Event()
+    threading.Thread(target=_pass_on, args=(process, stopping, ended), daemon=True, name="pass-on-stop").start()
     try:
         assert process.stderr is not None
         with open(work / "train.log", "a", encoding="utf-8") as log:
@@ -101,20 +109,34 @@ def launch_training(settings: Path, dataset: Path, tokenizer: Path, work: Path) 
                 tail.append(line.rstrip())
         code = process.wait()
     finally:
+        ended.set()
         process.kill()  # nothing when it has ended
         for pipe in (process.stdin, process.stderr):
             if pipe is not None:
                 pipe.close()
         process.wait()
-    if code == 0:
-        return
-    text = "\n".join(tail)
-    if code == EXIT_USAGE:
-        raise UsageError(f"training cannot start:\n{text}")
+    if code:
+        raise _failure(code, list(tail))
+
+
+def _pass_on(process: subprocess.Popen[str], stopping: Callable[[], bool], ended: threading.Event) -> None:
+    while not ended.wait(STOP_POLL_SECONDS):
+        if stopping():
+            process.terminate()
+            return
+
+
+def _failure(code: int, tail: list[str]) -> GristmillError:
+    """The error of a launch that ended with `code`; its first line holds the cause that the log ends with."""
+    errors = [line.removeprefix("error: ") for line in tail if line.startswith("error: ")]
+    cause = errors[-1] if errors else f"exit code {code}"
+    log = "\n".join(tail)
     if code == EXIT_INTERRUPTED:
-        raise TaskFailed(
+        return Stopped(
             "training was stopped by a signal; its checkpoint is kept", hint="the same command goes on from it"
         )
-    raise TaskFailed(
-        f"training ended with exit code {code}:\n{text}", hint="the same command goes on from the last checkpoint"
-    )
+    if code == EXIT_USAGE:
+        return UsageError(f"training cannot start: {cause}\n{log}")
+    own = any(line.lstrip().startswith("hint: ") for line in tail)  # it knows better
+    hint = None if own else "the same command goes on from the last checkpoint"
+    return TaskFailed(f"training failed: {cause}\n{log}", hint=hint)

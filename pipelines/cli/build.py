@@ -168,17 +168,17 @@ def train_run(run: str, root: Path, overrides: tuple[str, ...]) -> None:
     Example:
       gristmill train run demo --root runs/demo --set optimizer.lr=1e-3
     """
+    from gristmill.core.manifest import read_manifest
     from gristmill.pipelines import runner
     from gristmill.pipelines.graph import Node, Origin, load_class
-    from gristmill.pipelines.views import manifests
 
     settings, document = _load_run(run, overrides)
-    known = manifests(root)
-    if "shards" not in known or not known["shards"].complete:
+    shards = read_manifest(root, "shards")
+    if shards is None or not shards.complete:
         raise UsageError(f"{root} has no packed shards", hint="gristmill run RECIPE --root DIR --to shards")
     stage = load_class("train")({"run": settings.model_dump(mode="json", by_alias=True)})
     node = Node("train", stage, {"run": Origin(document, ())})
-    given = {"shards": known["shards"].receipts}
+    given = {"shards": shards.receipts}
     outcome = runner.run([node], root, [], cluster="inline", retries=0, say=say, given=given)
     sys.exit(outcome.exit_code)
 

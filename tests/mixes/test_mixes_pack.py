@@ -126,6 +126,13 @@ def test_concat_fills_every_row() -> None:
     assert int(pieces.length.sum()) == 11 * 8
 
 
+@pytest.mark.parametrize("method", ["bfd", "concat"])
+def test_a_source_that_rounds_to_no_rows_packs_nothing_and_moves_no_cursor(method: str) -> None:
+    pieces, cursor = pack(draws_of([5, 9, 3]), Cursor(1, 4), 0, 8, method, 512)
+    assert len(pieces.row) == 0
+    assert cursor == Cursor(1, 4)
+
+
 def test_bfd_pads_little() -> None:
     """Log-normal lengths like the web's at rows of 1,025 tokens, with a phase edge in the middle of a window."""
     spread = np.clip(np.random.default_rng(0).lognormal(6.332, 1.1, 20_000), 16, 2**20).astype(np.int64)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from gristmill.core.errors import LeaseHeld, UsageError
+from gristmill.core.errors import LeaseHeld, Stopped, UsageError
 from gristmill.core.manifest import read_manifest
 from gristmill.core.settings import parse
 from gristmill.core.stage import Counters, Outbox, Receipt, Shard, Stage, Task
@@ -211,6 +211,24 @@ def test_an_interrupt_drains_and_the_same_run_resumes(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Split, "run", plain)
     again, _ = go(tmp_path / "root", nodes(), given)
     assert (again.exit_code, again.ran, again.fresh) == (0, 2, 2)
+
+
+def test_a_long_task_hears_of_the_stop_saves_and_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def long_run(self: Split, task: Task, out: Outbox) -> Counters:
+        assert not out.stopping
+        os.kill(os.getpid(), 15)
+        if out.stopping:
+            (out.work / "state").write_text("kept")
+            raise Stopped("stopped at step 3")
+        raise AssertionError("the stop was not passed on")
+
+    monkeypatch.setattr(Split, "run", long_run)
+    outcome, said = go(tmp_path / "root", nodes(), inputs(tmp_path / "in", ("a",)))
+    assert outcome.exit_code == 130
+    assert not outcome.failures
+    assert not any("failed" in line for line in said)
+    assert list((tmp_path / "root").rglob("work/state"))
+    assert not (tmp_path / "root" / "stopping").exists()
 
 
 def test_an_unknown_stage_name_lists_the_known_ones() -> None:

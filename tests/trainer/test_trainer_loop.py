@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_is_passed_over(undisturbed, toy, run_maker, tmp_pa
     assert (tmp_path / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("damage", ["flip", "no state", "no weights", "bad json"])
+@pytest.mark.parametrize("damage", ["flip", "no state", "no weights", "bad json", "no digest"])
 def test_every_kind_of_damage_is_seen(damage, toy, run_maker, tmp_path):
     loop.train(run_maker(max_steps=2), toy, tmp_path)
     folder = tmp_path / "checkpoints"
@@ -120,6 +120,9 @@ def test_every_kind_of_damage_is_seen(damage, toy, run_maker, tmp_path):
         (newest / "model.safetensors").write_bytes(data)
     elif damage == "bad json":
         (newest / "state.json").write_bytes(b'{"format": ')
+    elif damage == "no digest":
+        text = (newest / "state.json").read_bytes()
+        (newest / "state.json").write_bytes(text.replace(b'"dataset_digest"', b'"something_else"'))
     else:
         (newest / {"no state": "state.json", "no weights": "model.safetensors"}[damage]).unlink()
     assert checkpoint.latest(folder) is None
