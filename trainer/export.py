@@ -1,6 +1,7 @@
-"""A trained model as model.safetensors + config.json in Llama's names, which other tools load as they are.
+"""A trained model as model.safetensors + config.json under the names other tools load, and back.
 
-The rows that padded the vocabulary are cut off, so the exported size is the tokenizer's.
+Llama's names where the model is one, else Qwen3's, SmolLM3's, Apertus' or Arcee's (`layouts`); a shape that none of
+them holds keeps our own. The rows that padded the vocabulary are cut off, so the exported size is the tokenizer's.
 """
 
 from __future__ import annotations
@@ -14,87 +15,111 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gristmill.core.errors import FormatError
+from gristmill.core.errors import FormatError, UsageError
+from gristmill.trainer.layouts import NATIVE, HFLayout, describe, layout_of, understand
 from gristmill.trainer.model import Decoder
 from gristmill.trainer.schema import Model
 
-NAMES = {  # ours -> Llama's, per block
-    "attention_norm": "input_layernorm",
-    "attention.q": "self_attn.q_proj",
-    "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj",
-    "attention.o": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn.gate": "mlp.gate_proj",
-    "ffn.up": "mlp.up_proj",
-    "ffn.down": "mlp.down_proj",
-}
 TOP = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # of weights in several files
+CONSTANTS = re.compile(r".*(\.rotary_emb\.inv_freq|\.act_fn\.(beta|eps))")  # buffers that some tools save
+XIELU_CONSTANTS = {"beta": 0.5, "eps": -1e-6}
 
 
-def exported_name(name: str) -> str:
+def exported_name(name: str, layout: HFLayout) -> str:
     """`blocks.3.attention.q.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
     stem = name.removesuffix(".weight")
+    suffix = name[len(stem) :]
     block = re.fullmatch(r"blocks\.(\d+)\.(.+)", stem)
-    return f"model.layers.{block[1]}.{NAMES[block[2]]}.weight" if block else f"{TOP[stem]}.weight"
+    return f"model.layers.{block[1]}.{layout.names[block[2]]}{suffix}" if block else TOP[stem] + suffix
 
 
-def export(model: Decoder, special_ids: dict[str, int], folder: Path) -> None:
-    """Write model.safetensors (fp32) and config.json into `folder`."""
+def export(model: Decoder, special_ids: dict[str, int], folder: Path, *, strict: bool = False) -> None:
+    """Write model.safetensors (fp32) and config.json into `folder`.
+
+    A model that no layout of `transformers` holds is written under our own names (model_type gristmill), which only
+    `load_exported` reads; `strict` raises UsageError with the reasons instead.
+    """
+    c = model.config
+    layout: HFLayout | None = None
+    try:
+        layout = layout_of(c)
+        config = describe(layout, c, model.vocab_size, model.max_seq_len)
+    except UsageError:
+        if strict:
+            raise
+        config = {
+            "model_type": NATIVE,
+            "model": c.model_dump(mode="json"),
+            "vocab_size": model.vocab_size,
+            "max_position_embeddings": model.max_seq_len,
+        }
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         tensor = parameter.detach().cpu()
         if name.startswith(("embed", "head")):
             tensor = tensor[: model.vocab_size]
-        tensors[exported_name(name)] = tensor.contiguous()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    c = model.config
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": model.vocab_size,
-        "hidden_size": c.hidden,
-        "intermediate_size": c.ffn,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads,
-        "head_dim": c.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": c.norm_eps,
-        "rope_theta": c.rope_theta,
-        "tie_word_embeddings": c.tie_embeddings,
-        "max_position_embeddings": model.max_seq_len,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "bos_token_id": special_ids.get("bos"),
-        "eos_token_id": special_ids.get("eos"),
-        "pad_token_id": special_ids.get("pad"),
-        "torch_dtype": "float32",
-    }
+        tensors[exported_name(name, layout) if layout else name] = tensor.contiguous()
+    if layout and c.activation == "xielu":  # transformers keeps xIELU's constants as buffers
+        for i in range(c.layers):
+            for key, value in XIELU_CONSTANTS.items():
+                tensors[f"model.layers.{i}.mlp.act_fn.{key}"] = next(model.parameters()).new_tensor(value).cpu()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config |= {f"{key}_token_id": special_ids.get(key) for key in ("bos", "eos", "pad")}
     (folder / "config.json").write_bytes(orjson.dumps(config, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
 
 
 def load_exported(folder: Path) -> tuple[Decoder, dict[str, Any]]:
-    """The model of an export, on CPU, and its config.json. Raises FormatError when the folder holds no export of ours."""
+    """The model of an export, ours or of a layout of `layouts`, on CPU in fp32, and its config.json.
+
+    Raises FormatError when the folder holds no model of a known layout, or tensors that do not fit it.
+    """
+    layout: HFLayout | None = None
     try:
         config = orjson.loads((folder / "config.json").read_bytes())
-        tensors = load_file(folder / "model.safetensors")
-        settings = Model(
-            layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            heads=config["num_attention_heads"],
-            kv_heads=config["num_key_value_heads"],
-            head_dim=config["head_dim"],
-            ffn=config["intermediate_size"],
-            rope_theta=config["rope_theta"],
-            norm_eps=config["rms_norm_eps"],
-            tie_embeddings=config["tie_word_embeddings"],
-        )
+        if config["model_type"] == NATIVE:
+            settings = Model.model_validate(config["model"])
+        else:
+            layout, settings = understand(config)
+        tensors = _read_tensors(folder)
         model = Decoder(settings, config["vocab_size"], config["max_position_embeddings"])
         for name, parameter in model.named_parameters():
-            tensor = tensors[exported_name(name)]
+            tensor = tensors.pop(exported_name(name, layout) if layout else name)
+            want = list(parameter.shape)
+            if name.startswith(("embed", "head")):
+                want[0] = model.vocab_size
+            if list(tensor.shape) != want:
+                raise ValueError(f"{name} has the shape {list(tensor.shape)}, the settings say {want}")
             parameter.data.zero_()
             parameter.data[: tensor.shape[0]].copy_(tensor)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        _check_rest(tensors, model)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise FormatError(f"{folder} holds no exported model: {error}") from error
     return model, config
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of model.safetensors, or of the files its index names. Raises ValueError on a name with a path."""
+    if not (folder / INDEX).is_file():
+        return load_file(folder / WEIGHTS)
+    files = sorted(set(orjson.loads((folder / INDEX).read_bytes())["weight_map"].values()))
+    if outside := [name for name in files if Path(name).name != name]:
+        raise ValueError(f"{INDEX} names {outside[0]!r}, which is no file of this folder")
+    tensors: dict[str, Tensor] = {}
+    for name in files:
+        tensors |= load_file(folder / name)
+    return tensors
+
+
+def _check_rest(tensors: dict[str, Tensor], model: Decoder) -> None:
+    """Raises ValueError on a tensor that has no place in the model, or another constant than ours."""
+    for name, tensor in tensors.items():
+        if model.config.tie_embeddings and name == "lm_head.weight":
+            if not tensor.float().equal(model.embed.weight[: model.vocab_size]):
+                raise ValueError("lm_head.weight differs from the embedding, but tie_word_embeddings is true")
+        elif not CONSTANTS.fullmatch(name):
+            raise ValueError(f"{name} has no place in this decoder")
+        want = XIELU_CONSTANTS.get(name.rsplit(".", 1)[1])
+        if want is not None and abs(float(tensor) - want) > 1e-2 * abs(want):  # they may stand in bf16
+            raise ValueError(f"{name} is {float(tensor)}, this decoder has {want}")

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from gristmill.core.errors import FormatError, GristmillError, UsageError
 from gristmill.core.settings import dotted, flatten
 from gristmill.core.tokshards import PackedDataset, PackedManifest
-from gristmill.trainer import checkpoint, optim
+from gristmill.trainer import checkpoint, goldfish, optim
 from gristmill.trainer.data import Batch, batch_of_step
 from gristmill.trainer.journal import Journal
 from gristmill.trainer.model import Decoder
@@ -112,8 +112,11 @@ class Trainer:
         step = self.step + 1
         phase = span_of_step(self.manifest, step).phase.name
         batch = batch_of_step(self.dataset, step)
+        if self.run.loss.goldfish is not None:
+            batch = goldfish.mask_labels(batch, self.run.loss.goldfish)
         valid = batch.valid_tokens
-        loss = torch.stack([self._micro(part, valid) for part in batch.micro(self.run.micro_batch_rows)]).sum()
+        parts = [self._micro(part, valid) for part in batch.micro(self.run.micro_batch_rows)]
+        loss, z_loss = (torch.stack(column).sum() for column in zip(*parts, strict=True))
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         loss_value, norm_value = loss.item(), norm.item()
@@ -139,18 +142,25 @@ class Trainer:
             "tokens": tokens_after(self.manifest, step),
             "samples": samples_after(self.manifest, step),
             "valid_tokens": valid,
+            **({"z_loss": z_loss.item()} if self.run.loss.z_loss else {}),
         }
 
-    def _micro(self, part: Batch, valid: int) -> torch.Tensor:
-        """Backward of one micro batch; returns its share of the global batch's mean loss, in float64."""
+    def _micro(self, part: Batch, valid: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Backward of one micro batch; its share of the global batch's mean cross-entropy and z-loss, in float64."""
         tokens_BT, labels_BT, position_BT = (
             torch.from_numpy(a).to(self.device) for a in (part.tokens_BT, part.labels_BT, part.position_BT)
         )
         bf16 = self.run.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
-            total = self.model.loss(tokens_BT, labels_BT, position_BT)
+            if self.run.loss.z_loss:
+                entropy, partition = self.model.losses(tokens_BT, labels_BT, position_BT)
+                z_loss = self.run.loss.z_loss * partition
+                total = entropy + z_loss
+            else:
+                total = entropy = self.model.loss(tokens_BT, labels_BT, position_BT)
+                z_loss = entropy.new_zeros(())
         (total / max(valid, 1)).backward()  # type: ignore[no-untyped-call]
-        return total.detach().double() / max(valid, 1)
+        return entropy.detach().double() / max(valid, 1), z_loss.detach().double() / max(valid, 1)
 
     def save(self) -> None:
         """Checkpoint the state after the current step; journals first, as a resume relies on them."""

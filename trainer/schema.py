@@ -8,55 +8,31 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from gristmill.core.settings import Settings
+from gristmill.trainer.architecture import Model as Model
 from gristmill.trainer.optim_schema import Optimizer as Optimizer
 from gristmill.trainer.optim_schema import Schedule as Schedule
-
-VOCAB_MULTIPLE = (
-    64  # embedding rows are padded to this: whole tiles for matrix units, divisible by any tensor-parallel size
-)
+from gristmill.trainer.sizes import padded_vocab as padded_vocab
 
 
-def padded_vocab(vocab_size: int) -> int:
-    """Rows of the embedding: `vocab_size` rounded up to a multiple of 64."""
-    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+class Goldfish(Settings):
+    """Goldfish loss (Hans et al., arXiv 2406.10209): a hash of the last h tokens leaves one label in k out of the loss."""
+
+    k: int = Field(4, ge=2)
+    """One label in k is dropped (Apertus: 50)."""
+    h: int = Field(13, ge=1)
+    """Tokens the hash covers; the paper's 13 is longer than common phrases (Apertus: 50)."""
+    seed: int = Field(0, ge=0)
 
 
-class Model(Settings):
-    """A Llama-shaped decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
+class Loss(Settings):
+    """What is added to, or left out of, the cross-entropy."""
 
-    layers: int = Field(ge=1)
-    hidden: int = Field(ge=2)
-    """Width of the residual stream."""
-    heads: int = Field(ge=1)
-    """Query heads."""
-    kv_heads: int = Field(ge=1)
-    """Key and value heads; each serves heads / kv_heads query heads."""
-    head_dim: int = Field(ge=2)
-    ffn: int = Field(ge=1)
-    """Inner width of the SwiGLU."""
-    rope_theta: float = Field(10_000.0, gt=0)
-    norm_eps: float = Field(1e-5, gt=0)
-    tie_embeddings: bool = True
-    max_seq_len: int | None = Field(None, ge=1)
-    """Longest sequence (tokens) the rotary table covers; null takes the longest phase of the dataset."""
-
-    @model_validator(mode="after")
-    def _divides(self) -> Model:
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd hint: rotary embedding turns pairs of dimensions")
-        return self
-
-    def params(self, vocab_size: int) -> int:
-        """Parameters of the whole model, the padded vocabulary included."""
-        attention = 2 * self.hidden * (self.heads + self.kv_heads) * self.head_dim
-        block = attention + 3 * self.hidden * self.ffn + 2 * self.hidden
-        embedding = padded_vocab(vocab_size) * self.hidden
-        return self.layers * block + self.hidden + embedding * (1 if self.tie_embeddings else 2)
+    z_loss: float = Field(0.0, ge=0)
+    """Weight of log(sum exp logits)^2, which keeps logits from drifting (PaLM, arXiv 2204.02311: 1e-4; OLMo 2: 1e-5)."""
+    goldfish: Goldfish | None = None
 
 
 class Checkpoint(Settings):
@@ -89,6 +65,7 @@ class TrainRun(Settings):
     model: Model
     optimizer: Optimizer
     schedule: Schedule = Schedule()
+    loss: Loss = Loss()
     micro_batch_rows: int = Field(8, ge=1)
     """Rows of one forward pass; a global batch is summed over as many as it takes."""
     precision: Literal["fp32", "bf16"] = "fp32"
