@@ -43,6 +43,9 @@ def plan_run(run: TrainRun, manifest: PackedManifest) -> dict[str, Any]:
         "tokens": sum(p["tokens"] for p in phases),
         "phases": phases,
         "schedule": [[step, value] for step, _, value in rate.curve(CURVE_POINTS)],
+        "flops": sum(run.model.flops_per_token(manifest.vocab_size, p["seq_len"]) * p["tokens"] for p in phases),
+        "bytes": _memory(run, manifest),
+        "lints": run.model.lints(),
         "notes": [*rate.notes, *_batch_notes(run, manifest)],
         "dataset": manifest.digest,
     }
@@ -54,6 +57,22 @@ def _batch_notes(run: TrainRun, manifest: PackedManifest) -> list[str]:
         f"phase {name} has another batch size: the square-root rule would turn the peak {peak:.1e} into {hint:.1e}"
         for name, hint in batch_hints(peak, manifest).items()
     ]
+
+
+def _memory(run: TrainRun, manifest: PackedManifest) -> dict[str, int]:
+    """Bytes of one process: fp32 parameters, gradients and optimizer state; activations and logits of a micro batch."""
+    count = 4 * run.model.params(manifest.vocab_size)
+    length = max((p.seq_len for p in manifest.phases), default=0)
+    width = 2 if run.precision == "bf16" else 4
+    states = {"adamw": 2, "muon": 2, "ademamix": 3}[run.optimizer.name]  # muon: at most, its matrices have one
+    out = {
+        "parameters": count,
+        "gradients": count,
+        "optimizer": states * count,
+        "activations": run.model.activation_bytes(run.micro_batch_rows, length, width=width),
+        "logits": run.model.logits_bytes(manifest.vocab_size, run.micro_batch_rows, length, width=width),
+    }
+    return {**out, "total": sum(out.values())}
 
 
 def render(plan: dict[str, Any]) -> str:
@@ -68,6 +87,10 @@ def render(plan: dict[str, Any]) -> str:
     peak = max((rate for _, rate in plan["schedule"]), default=0.0) or 1.0
     curve = "".join(BLOCKS[min(int(rate / peak * len(BLOCKS)), len(BLOCKS) - 1)] for _, rate in plan["schedule"])
     lines.append(f"lr           {curve}  peak {peak:.1e}")
-    lines += [f"note: {note}" for note in plan["notes"]]
-    lines.append(f"{plan['steps']:,} steps, {plan['tokens']:,} tokens, {plan['parameters']:,} parameters")
+    parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in plan["bytes"].items() if name != "total")
+    lines.append(f"memory       {plan['bytes']['total'] / 1e6:,.1f} MB in one process: {parts}")
+    lines += [f"note: {note}" for note in (*plan["notes"], *plan["lints"])]
+    lines.append(
+        f"{plan['steps']:,} steps, {plan['tokens']:,} tokens, {plan['parameters']:,} parameters, {plan['flops']:.2e} FLOPs"
+    )
     return "\n".join(lines)

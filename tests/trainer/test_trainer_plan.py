@@ -36,6 +36,9 @@ def test_a_plan_is_what_the_schedule_and_the_order_say(recipe: str) -> None:
     assert plan["schedule"][0][0] == 1
     assert plan["schedule"][-1][0] == 120
     assert plan["parameters"] == run.model.params(512)
+    assert plan["bytes"]["total"] == sum(v for k, v in plan["bytes"].items() if k != "total")
+    assert plan["bytes"]["parameters"] == 4 * plan["parameters"]
+    assert plan["flops"] == run.model.flops_per_token(512, 16) * plan["tokens"]
     text = render(plan)
     assert "cool" in text
     assert f"{plan['parameters']:,} parameters" in text
