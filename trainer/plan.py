@@ -21,7 +21,7 @@ def plan_run(run: TrainRun, manifest: PackedManifest) -> dict[str, Any]:
     rate = LearningRate(run.optimizer.lr, run.schedule, manifest)
     steps = total_steps(manifest)
     last = min(steps, run.max_steps or steps)
-    phases = [
+    phases: list[dict[str, Any]] = [
         {
             "name": span.phase.name,
             "first_step": span.first_step,
