@@ -86,7 +86,8 @@ class Problem:
     source: str | None = None
 
     def render(self) -> str:
-        where = f"{self.file}:{self.line}:{self.column}: error: "
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        where = f"{place}: error: "
         text = where + (f"{self.path}: {self.message}" if self.path else self.message)
         if self.source is not None:
             gutter = f"{self.line:5d} | "

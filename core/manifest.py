@@ -25,6 +25,7 @@ from gristmill.core.hashing import digest, sha256_file
 from gristmill.core.stage import Counters, Outbox, Receipt, Shard, Stage, Task
 
 MANIFEST_FORMAT = "gristmill-manifest-1"
+REWRITE = "gristmill run RECIPE --root DIR writes it again"
 
 
 def stage_folder(root: Path, stage: str) -> Path:
@@ -70,6 +71,9 @@ def run_task(stage: Stage, task: Task, root: Path, at: Callable[[str], None] = l
             outputs.append(shard)
         at("before_receipt")
         receipt = make_receipt(task, outputs, counters, time.monotonic() - started)
+        for left in folder.glob(".tmp-*"):  # of attempts that were killed; a twin still at work only loses time
+            if left.name != f".tmp-{out.attempt}":
+                shutil.rmtree(left, ignore_errors=True)
         write_atomic(folder / "receipt.json", orjson.dumps(encode(receipt), option=orjson.OPT_INDENT_2))
         at("after_receipt")
         return receipt
@@ -113,7 +117,7 @@ def read_receipt(folder: Path, *, check_files: bool = True) -> Receipt | None:
         data = orjson.loads((folder / "receipt.json").read_bytes())
         outputs = [Shard(path=str(folder / s["name"]), **s) for s in data.pop("outputs")]
         receipt = Receipt(outputs=outputs, **data)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     if check_files:
         for shard in receipt.outputs:
@@ -201,16 +205,19 @@ def read_manifest(root: Path, stage: str) -> Manifest | None:
     except OSError:
         return None
     except ValueError as error:
-        raise FormatError(f"{path} is damaged: {error}", hint="run the same command again") from error
-    if body.get("format") != MANIFEST_FORMAT:
-        raise FormatError(f"{path} has format {body.get('format')!r}; this version reads {MANIFEST_FORMAT!r}")
+        raise FormatError(f"{path} is damaged: {error}", hint=REWRITE) from error
+    found = body.get("format") if isinstance(body, dict) else None
+    if found != MANIFEST_FORMAT or not isinstance(body.get("receipts"), list):
+        raise FormatError(f"{path} has format {found!r}; this version reads {MANIFEST_FORMAT!r}", hint=REWRITE)
     receipts = []
     for i, entry in enumerate(body["receipts"]):
+        if not isinstance(entry, dict) or not {"task", "key"} <= entry.keys():
+            raise FormatError(f"{path} is damaged", hint=REWRITE)
         receipt = read_receipt(stage_folder(root, stage) / entry["task"], check_files=False)
         if receipt is None:
             raise FormatError(
                 f"{stage}: the receipt of {entry['key']} is gone",
-                hint="gristmill run RECIPE --root DIR writes it again",
+                hint=REWRITE,
             )
         receipts.append(replace(receipt, key=entry["key"], ordinal=i))
     return Manifest(stage, receipts, bool(body["complete"]))

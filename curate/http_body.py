@@ -307,8 +307,8 @@ def looks_like_html(body: bytes, strong: bool = False) -> bool:
 
 
 def _has_nuls(body: bytes) -> bool:
-    """More than 1 NUL in 100 bytes of the first 8 KiB, and not in every second byte as in UTF-16."""
-    head = body[:LOOK]
+    """More than 1 NUL in 100 bytes of the first 8 KiB, padding at the end apart, and not in every second byte as in UTF-16."""
+    head = body[:LOOK].rstrip(b"\0")
     nuls = head.count(0)
     if nuls * 100 <= len(head):
         return False

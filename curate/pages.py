@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gristmill.core.errors import FormatError, GristmillError, UsageError
+from gristmill.core.errors import FormatError, GristmillError, InputError, UsageError
 from gristmill.core.hashing import document_id
 from gristmill.core.stage import Counters, Outbox, Stage, Task
 from gristmill.curate.schema import Extract, Urls
@@ -63,6 +63,7 @@ class Pages(Stage):
         from gristmill.core.document import DROP_SCHEMA, PAGE_SCHEMA
         from gristmill.curate.language import find_model, model_digest
         from gristmill.curate.sandbox import Sandbox
+        from gristmill.curate.warc_inputs import changed
 
         model = find_model()
         wanted = task.uses.get("lid_model")
@@ -91,6 +92,10 @@ class Pages(Stage):
                     kept.add(outcome, len(outcome["text"]))
             kept.flush()
             dropped.flush()
+        if changed(shard.path, shard.sha256):
+            raise InputError(
+                f"{shard.path} changed while it was read", hint="run again when no one writes to it any more"
+            )
         return counters
 
     def _items(self, url: str, name: str, counters: Counters) -> Iterator[tuple[Any, Job | None]]:

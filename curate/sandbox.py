@@ -4,6 +4,13 @@ A child answers pages one after another, so when it dies the first page without 
 page is tried again alone in a fresh process; a second death quarantines it. The other pages in flight are sent again.
 What a page gives therefore depends on neither the window nor the timing. Deaths are counted in memory only: a
 `kill -9` of the whole tree counts against no page.
+
+A page cannot send SIGKILL: that is the kernel short of memory, or a person. A page whose process was killed so is
+quarantined at the third death, with pauses before the second and third try; a page that crashes (SIGSEGV, SIGABRT, an
+exit code), breaks a limit (SIGXCPU, memory) or hangs is quarantined at its second death of that kind, as ever. A page
+that always takes its process down is thus always quarantined, and one that never does needs three ill-timed kills.
+A process that ends before its first page counts against none: it is started again, up to START_TRIES times in a row;
+one that itself reports why it cannot start is an error at once.
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -39,6 +47,13 @@ STALL_SECONDS = 120.0
 """A child that sleeps this long over a page without using any CPU is blocked for good. A busy machine does not do that:
 a process that waits for a CPU is runnable, one that waits for a disk is in state D."""
 START_SECONDS = 300.0
+START_TRIES = 5
+"""Starts in a row that may end before `ready`: a kill from outside is not repeated so often, a broken install is."""
+DEATHS = 2
+DEATHS_IN_ALL = 3
+"""A page's own deaths, and those with kills from outside, at which it is quarantined."""
+PAUSE_SECONDS = 0.5
+"""Pause after a kill from outside, doubled each time: memory that the kernel ran short of comes free."""
 
 T = TypeVar("T")
 
@@ -53,7 +68,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """A page's text and language, or the reason why it has none. `quarantined` pages killed their process twice."""
+    """A page's text and language, or the reason why it has none. `quarantined` pages took their process down each time."""
 
     text: str = ""
     charset: str = ""
@@ -73,6 +88,9 @@ class _Entry(Generic[T]):
     answer: Answer | None = None
     sent: bool = False
     deaths: int = 0
+    kills: int = 0
+    """Those of `deaths` that were a SIGKILL from outside."""
+    reason: str | None = None
 
     @property
     def done(self) -> bool:
@@ -144,8 +162,7 @@ class Sandbox:
             return
         child = self._child
         if child is None:
-            child = self._child = _Child(self.settings, self.model)
-            self.started += 1
+            child = self._child = self._begin()
         alone = open_entries[0].deaths > 0
         for entry in open_entries[:1] if alone else open_entries:
             if not entry.sent and child.sent < self.settings.recycle_pages:
@@ -162,17 +179,43 @@ class Sandbox:
         elif left is None and child.sent >= self.settings.recycle_pages:
             self.close()
 
+    def _begin(self) -> _Child:
+        """A child that is ready for pages. Raises GristmillError when it cannot start."""
+        for tries in range(1, START_TRIES + 1):
+            try:
+                child = _Child(self.settings, self.model)
+            except _Stillborn as error:
+                if tries == START_TRIES:
+                    raise GristmillError(
+                        f"the extraction process ended before its first page, {tries} times in a row ({error})",
+                        hint=f"try `{sys.executable} -m gristmill.curate.sandbox_child < /dev/null`",
+                    ) from None
+                time.sleep(PAUSE_SECONDS / 4 * 2**tries)
+            else:
+                self.started += 1
+                return child
+        raise AssertionError("unreachable")
+
     def _bury(self, child: _Child, culprit: _Entry[T] | None, entries: list[_Entry[T]]) -> None:
         """Take a dead child away; the first page without an answer is the one it died of."""
-        reason = child.cause()
+        reason, outside = child.cause(), child.killed_from_outside()
         self.close()
         for entry in entries:
             entry.sent = False
         if culprit is None:
             return
         culprit.deaths += 1
-        if culprit.deaths == 2:
-            culprit.answer = Answer(reason=reason, quarantined=True)
+        culprit.kills += outside
+        if not outside or culprit.reason is None:
+            culprit.reason = reason
+        if culprit.deaths - culprit.kills >= DEATHS or culprit.deaths >= DEATHS_IN_ALL:
+            culprit.answer = Answer(reason=culprit.reason, quarantined=True)
+        elif outside:
+            time.sleep(PAUSE_SECONDS * 2 ** (culprit.kills - 1))
+
+
+class _Stillborn(Exception):
+    """An extraction process ended before it was ready and without a word."""
 
 
 class _Child:
@@ -223,11 +266,12 @@ class _Child:
                     return
                 self.end()
                 raise GristmillError(f"the extraction process cannot start: {header.get('error')}")
+        if not self.ended:
+            self.end()
+            raise GristmillError(f"the extraction process was not ready after {START_SECONDS:.0f} s")
+        cause = self.cause()
         self.end()
-        raise GristmillError(
-            f"the extraction process ended before its first page ({self.cause()}, status {self._process.returncode})",
-            hint=f"try `{sys.executable} -m gristmill.curate.sandbox_child < /dev/null`",
-        )
+        raise _Stillborn(f"{cause}, status {self._process.returncode}")
 
     def send(self, job: Job) -> None:
         self.sent += 1
@@ -316,6 +360,10 @@ class _Child:
         if self._hung or status == -signal.SIGXCPU:
             return "extract.hung"
         return "extract.memory" if status == EXIT_MEMORY else "extract.killed"
+
+    def killed_from_outside(self) -> bool:
+        """Whether a dead child got a SIGKILL that was not ours."""
+        return self._process.returncode == -signal.SIGKILL and not self._hung
 
     def end(self) -> int:
         """Close the pipes and end the process. Returns its peak resident set (KiB; 0 where unknown)."""

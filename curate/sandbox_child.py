@@ -128,6 +128,14 @@ def _misbehave(how: str) -> None:
             hoard.append(bytearray(16 << 20))
     elif how == "exit":
         os._exit(1)
+    elif how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how.startswith("kill:"):  # kill:N:FILE, an operator who kills it N times; FILE counts
+        times, path = how.removeprefix("kill:").split(":", 1)
+        with open(path, "ab", buffering=0) as f:
+            f.write(b"x")
+            if f.tell() <= int(times):
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:

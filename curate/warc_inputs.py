@@ -149,6 +149,13 @@ def _store(path: str, key: str) -> str:
     return path[: shared + 1] if shared >= 0 else path.rpartition("/")[0] + "/"
 
 
+def changed(url: str, tag: str) -> bool:
+    """Whether a file is no longer what a tag of `expand_inputs` says; False for tags that say nothing of its content."""
+    if not tag.startswith(("sha256:", "mtime:", "etag:")):
+        return False
+    return _describe("", url, {}).tag != tag
+
+
 def _describe(name: str, url: str, cache: MutableMapping[str, str]) -> Input:
     if not is_local(url):
         return _describe_remote(name, url)

@@ -186,8 +186,8 @@ class Phase(Settings):
         """Rows of one global batch."""
         return self.global_batch // self.seq_len
 
-    @model_validator(mode="after")
-    def _amounts_add_up(self) -> Phase:
+    def faults(self) -> list[Fault]:
+        """What does not add up; `Mixture` raises it, so that one phase's faults hide no other's."""
         faults: list[Fault] = []
         if self.global_batch % self.seq_len:
             down = max(self.global_batch // self.seq_len, 1) * self.seq_len
@@ -207,8 +207,7 @@ class Phase(Settings):
                 )
             )
         faults += [(("mix",), text) for text in self._mix_faults()]
-        raise_faults("Phase", faults, self)
-        return self
+        return faults
 
     def _mix_faults(self) -> Iterable[str]:
         shares = [part for part in self.mix.values() if isinstance(part, float)]
@@ -261,6 +260,7 @@ class Mixture(Settings):
         seen: set[str] = set()
         decaying = previous = None
         for i, phase in enumerate(self.stages):
+            faults += [(("stages", i, *loc), text) for loc, text in phase.faults()]
             for source in phase.mix:
                 if source not in self.sources:
                     faults.append(

@@ -1,7 +1,8 @@
 """Where tasks run: `local:N` processes here, `tcp://…` an existing scheduler, `slurm:PROFILE` through dask-jobqueue.
 
 Dask schedules file-to-file tasks and nothing else: its memory limits, spilling and failure counts are switched off
-or raised, so that none of them can decide what is kept.
+or raised, so that none of them can decide what is kept. Lost workers are replaced, a lost local cluster is started
+again, and no wait is unbounded but that for a scheduler elsewhere, which may get workers back.
 """
 
 from __future__ import annotations
@@ -9,10 +10,20 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from gristmill.core.errors import UsageError
+from gristmill.core.errors import GristmillError, UsageError
+
+START_TRIES = 6
+PAUSE_SECONDS = 0.5
+"""Pause after a failed start, doubled each time up to 8 s: 15 s in all, for a machine short of memory to recover."""
+LOST_SECONDS = 20.0
+"""A local cluster without a worker for so long is started anew; a worker process starts in 1 to 3 s."""
+RESTARTS = 3
+"""Restarts in a row without a task that ended."""
+POLL_SECONDS = 1.0
 
 DASK_CONFIG = {
     # a worker is never paused, spilled or killed for its memory: extraction has its own bounded processes
@@ -56,9 +67,105 @@ def _ignore_interrupt() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+class Pool:
+    """The workers of a run: connected at the first use, started anew when they are lost."""
+
+    def __init__(self, spec: str, say: Callable[[str], None], stopped: Callable[[], bool]) -> None:
+        self.spec, self.say, self.stopped = spec, say, stopped
+        self.local = parse(spec)[0] == "local"
+        self.restarts = 0
+        self._said = False
+        self._stack = contextlib.ExitStack()
+        self._client: Any = None
+
+    @property
+    def client(self) -> Any:
+        """The Dask client. Raises GristmillError when a local cluster does not start, UsageError as `connect`."""
+        for tries in range(1, START_TRIES + 1):
+            if self._client is not None:
+                break
+            try:
+                self._client = self._stack.enter_context(connect(self.spec))
+            except GristmillError:
+                raise
+            except Exception as error:  # a worker that died while it started, a scheduler that hung up: of any type
+                if tries == START_TRIES or self.stopped():
+                    raise GristmillError(
+                        f"the cluster {self.spec} did not start in {tries} tries: {error}",
+                        hint="is the machine out of memory, or does something kill processes? "
+                        "The same command resumes the run",
+                    ) from error
+                time.sleep(min(8.0, PAUSE_SECONDS * 2 ** (tries - 1)))
+        return self._client
+
+    def workers(self) -> int:
+        """How many workers the scheduler has now; 0 while it does not answer."""
+        try:
+            return len(self.client.scheduler_info(n_workers=-1)["workers"])
+        except (OSError, TimeoutError):
+            return 0
+
+    def next_ended(self, completed: Any) -> Any:
+        """The next future of an `as_completed` to end; None when none will: see `stopped`, else use `restart`."""
+        since: float | None = None
+        while True:
+            until = time.monotonic() + POLL_SECONDS
+            while not completed.has_ready() and time.monotonic() < until:
+                with completed.thread_condition:
+                    completed.thread_condition.wait(timeout=0.05)
+            if completed.has_ready():
+                self.restarts = 0
+                return next(completed)
+            found = self.workers()
+            if self.local and found < len(self.client.cluster.worker_spec):
+                _replace_lost(self.client.cluster)
+            if found:
+                since = None
+                continue
+            since = since or time.monotonic()
+            if self.stopped():
+                return None
+            if self.local and time.monotonic() - since > LOST_SECONDS:
+                return None
+            if not self.local and not self._said:
+                self._said = True
+                self.say(f"{self.spec} has no workers: waiting for some")
+
+    def restart(self) -> None:
+        """Start a lost local cluster anew. Raises GristmillError at RESTARTS in a row, or when it does not start."""
+        self.close()
+        self.restarts += 1
+        if self.restarts > RESTARTS:
+            raise GristmillError(
+                f"all workers were lost {self.restarts} times in a row", hint="the same command resumes the run"
+            )
+        assert self.client is not None
+
+    def close(self) -> None:
+        self._client = None
+        self._stack.close()
+
+
+def _replace_lost(cluster: Any) -> None:
+    """Open new workers for those whose keeper gave up (a nanny does when its process dies while it starts)."""
+    from distributed.core import Status
+
+    async def replace() -> None:
+        with contextlib.suppress(Exception):  # one that dies again is found by the next poll
+            for name, nanny in list(cluster.workers.items()):
+                if nanny.status in (Status.closed, Status.failed):
+                    del cluster.workers[name]
+            await cluster._correct_state()
+
+    cluster.loop.add_callback(replace)
+
+
 @contextlib.contextmanager
 def connect(spec: str) -> Iterator[Any]:
-    """A Dask client for a cluster spec, closed at the end. Raises UsageError when it cannot be had."""
+    """A Dask client for a cluster spec, closed at the end. Raises UsageError when it cannot be had.
+
+    What Dask raises when a process dies during the start comes through, with the rest taken down.
+    """
     kind, rest = parse(spec)
     import dask
 
@@ -73,10 +180,10 @@ def connect(spec: str) -> Iterator[Any]:
             threads_per_worker=1,
             processes=True,
             memory_limit=0,
-            dashboard_address=None,
+            # no dashboard, and a free port for the scheduler's HTTP routes: with None it tries 8787, and warns
+            scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
             silence_logs=50,
         )
-        client = Client(cluster)
     elif kind == "slurm":
         try:
             from dask_jobqueue import SLURMCluster
@@ -84,18 +191,20 @@ def connect(spec: str) -> Iterator[Any]:
             raise UsageError("slurm clusters need dask-jobqueue", hint="pip install 'gristmill[slurm]'") from error
         cluster = SLURMCluster(config_name=rest)
         cluster.scale(jobs=int(dask.config.get(f"jobqueue.{rest}.gristmill-jobs", 1)))
-        client = Client(cluster)
-    else:
-        try:
-            client = Client(rest, timeout="30s")
-        except (OSError, TimeoutError) as error:
-            raise UsageError(f"no Dask scheduler answers at {rest}: {error}") from error
+    client: Any = None
     try:
+        try:
+            client = Client(rest if cluster is None else cluster, timeout="30s")
+        except (OSError, TimeoutError) as error:
+            if cluster is not None:
+                raise
+            raise UsageError(f"no Dask scheduler answers at {rest}: {error}") from error
         client.register_worker_callbacks(_ignore_interrupt)
         yield client
     finally:
-        with contextlib.suppress(Exception):
-            client.close(timeout=5)
+        if client is not None:
+            with contextlib.suppress(Exception):
+                client.close(timeout=5)
         if cluster is not None:
             with contextlib.suppress(Exception):
                 cluster.close(timeout=10)

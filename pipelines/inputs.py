@@ -46,21 +46,27 @@ class TagCache(MutableMapping[str, str]):
             write_atomic(self.path, orjson.dumps(self._data))
 
 
-def list_inputs(paths: list[str], root: Path, *, save: bool) -> list[Receipt]:
-    """The input files of a recipe in name order. Raises UsageError when there are none or two share a name."""
+def list_inputs(paths: list[str], root: Path) -> tuple[list[Receipt], TagCache]:
+    """The input files of a recipe in name order, and the cache of their tags (not saved: the root may be another run's).
+
+    Raises UsageError when there are none, two share a name, or a name is not UTF-8.
+    """
     from gristmill.curate.warc import expand_inputs
 
     if not paths:
         raise UsageError("the recipe has no input", hint="""--set input.paths='["crawl/*.warc.gz"]'""")
     cache = TagCache(root)
     found = expand_inputs(paths, cache)
-    if save:
-        cache.save()
+    for item in found:
+        try:
+            item.url.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the file name {item.url!r} is not UTF-8", hint="rename it") from error
     out = []
     for i, item in enumerate(found):
         shard = Shard(item.url, item.name, item.tag, item.bytes)
         out.append(Receipt("input", 1, "", item.name, {}, {}, {}, [shard], 0, 0, None, 0, {}, 0.0, "", "", ordinal=i))
-    return out
+    return out, cache
 
 
 def remember_inputs(root: Path, inputs: list[Receipt]) -> None:

@@ -52,6 +52,8 @@ class Outcome:
     fresh: int = 0
     failures: list[tuple[str, str, str]] = field(default_factory=list)
     manifests: dict[str, Manifest] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+    """Stages whose content is not what it was before the run."""
 
 
 class Interrupted(Exception):
@@ -123,11 +125,14 @@ def run(
     say: Say = lambda text: print(text, file=sys.stderr),
     emit: Callable[[dict[str, Any]], None] = lambda _: None,
     given: Mapping[str, list[Receipt]] | None = None,
+    prepare: Callable[[], None] = lambda: None,
+    dependents: Sequence[Node] = (),
 ) -> Outcome:
     """Run stages in order under the root's lease. Raises LeaseHeld when another run is live.
 
     `say` gets lines for people, `emit` a JSON event per stage, `given` are receipts of stages that are not run.
-    Failures are in the outcome, not raised.
+    `prepare` is called once the lease is held. `dependents` are stages whose manifests become incomplete when one that
+    they stand on has changed. Failures are in the outcome, not raised.
     """
     clusters.parse(cluster)
     argv = command_line()
@@ -136,6 +141,7 @@ def run(
             say(
                 f"taking over from a run that ended without cleaning up: {lease.took_over.get('host')}:{lease.took_over.get('pid')}"
             )
+        prepare()
         record = RunRecord(root, argv)
         stop = _Stop(root, say)
         outcome = Outcome()
@@ -145,9 +151,12 @@ def run(
                 _stages(nodes, root, {"input": inputs, **(given or {})}, session, outcome, keep_going, emit)
             except (Interrupted, KeyboardInterrupt):
                 outcome.exit_code = EXIT_INTERRUPTED
+            except OSError as error:  # a full disk, say
+                outcome.failures.append(("run", str(error.filename or root), f"{error.strerror or error}"))
             finally:
                 session.close()
                 stop.file.unlink(missing_ok=True)
+                _mark_stale(root, [*nodes, *dependents], outcome)
         if outcome.failures and outcome.exit_code == EXIT_OK:
             outcome.exit_code = EXIT_FAILED
         for stage, key, cause in outcome.failures:
@@ -156,7 +165,10 @@ def run(
             say(f"resume: {shlex.join(argv)}")
         elif not outcome.ran:
             say(f"nothing to do: {outcome.fresh} tasks of {len(nodes)} stages are up to date")
-        record.close({0: "done", 1: "failed", 130: "interrupted"}.get(outcome.exit_code, "failed"), outcome.exit_code)
+        with contextlib.suppress(OSError):
+            record.close(
+                {0: "done", 1: "failed", 130: "interrupted"}.get(outcome.exit_code, "failed"), outcome.exit_code
+            )
     return outcome
 
 
@@ -179,7 +191,9 @@ def _stages(
         finished = len(receipts) == len(state.tasks)
         if not finished or partial & set(node.upstream):
             partial.add(node.name)
-        manifest = _settle(root, node.name, receipts, node.name not in partial)
+        manifest, changed = _settle(root, node.name, receipts, node.name not in partial)
+        if changed:
+            outcome.changed.add(node.name)
         outcome.manifests[node.name] = manifest
         known[node.name] = manifest.receipts
         total = manifest.total()
@@ -193,18 +207,29 @@ def _stages(
             raise Interrupted
 
 
-def _settle(root: Path, stage: str, receipts: list[Receipt], complete: bool) -> Manifest:
-    """Write the stage's manifest, unless the one on disk already says the same."""
-    ordered = sorted(receipts, key=lambda r: r.ordinal)
+def _settle(root: Path, stage: str, receipts: list[Receipt], complete: bool) -> tuple[Manifest, bool]:
+    """Write the stage's manifest, unless the one on disk already says the same. Returns it and whether its content changed."""
+    new = Manifest(stage, sorted(receipts, key=lambda r: r.ordinal), complete)
+    old: Manifest | None = None
     with contextlib.suppress(FormatError):
         old = read_manifest(root, stage)
-        if (
-            old
-            and old.complete == complete
-            and [(r.task, r.key) for r in old.receipts] == [(r.task, r.key) for r in ordered]
-        ):
-            return Manifest(stage, ordered, complete)
-    return write_manifest(root, stage, ordered, complete)
+    same_tasks = old is not None and [(r.task, r.key) for r in old.receipts] == [(r.task, r.key) for r in new.receipts]
+    if old is None or old.complete != complete or not same_tasks:
+        write_manifest(root, stage, new.receipts, complete)
+    return new, old is not None and old.digest != new.digest
+
+
+def _mark_stale(root: Path, nodes: Sequence[Node], outcome: Outcome) -> None:
+    """A stage that was not run again although what it stands on changed is incomplete: its figures are of old inputs."""
+    stale = set(outcome.changed)
+    for node in nodes:
+        if node.name in outcome.manifests or not stale & set(node.upstream):
+            continue
+        stale.add(node.name)
+        with contextlib.suppress(FormatError, OSError):
+            manifest = read_manifest(root, node.name)
+            if manifest is not None and manifest.complete:
+                write_manifest(root, node.name, manifest.receipts, complete=False)
 
 
 class _Session:
@@ -212,17 +237,10 @@ class _Session:
 
     def __init__(self, root: Path, spec: str, record: RunRecord, stop: _Stop, retries: int) -> None:
         self.root, self.spec, self.record, self.stop, self.retries = root, spec, record, stop, retries
-        self._stack = contextlib.ExitStack()
-        self._client: Any = None
+        self.pool = clusters.Pool(spec, stop.say, lambda: stop.asked)
 
     def close(self) -> None:
-        self._stack.close()
-
-    @property
-    def client(self) -> Any:
-        if self._client is None:
-            self._client = self._stack.enter_context(clusters.connect(self.spec))
-        return self._client
+        self.pool.close()
 
     def run_stage(self, state: StageState) -> tuple[list[Receipt], list[tuple[str, str, str]]]:
         """Run what is left of a stage. Returns all its receipts and (stage, key, cause) for each failed task."""
@@ -282,16 +300,23 @@ class _Session:
 
         waiting = deque((task, 0) for task in state.todo)
         running: dict[Any, tuple[Task, int]] = {}
-        completed = as_completed(loop=self.client.loop)
+        try:
+            completed = as_completed(loop=self.pool.client.loop)
+        except UsageError:
+            raise
+        except GristmillError as lost:  # one task stands for all: none was tried
+            if not self.stop.asked:
+                yield state.todo[0], lost
+            return
         number = 0
 
         def fill() -> None:
             nonlocal number
-            workers = max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
+            workers = max(1, self.pool.workers())
             while waiting and not self.stop.asked and len(running) < workers * IN_FLIGHT_PER_WORKER:
                 task, tries = waiting.popleft()
                 number += 1
-                future = self.client.submit(
+                future = self.pool.client.submit(
                     execute,
                     state.node.name,
                     state.node.stage.config,
@@ -305,7 +330,23 @@ class _Session:
 
         fill()
         while running:
-            future = next(completed)
+            future = self.pool.next_ended(completed)
+            if future is None:  # no worker is left: what runs has not failed, it is given out again
+                again = list(running.values())
+                running.clear()
+                if self.stop.asked:
+                    return
+                self.record.event("restart", stage=state.node.name, tasks=len(again))
+                try:
+                    self.pool.restart()
+                except GristmillError as lost:
+                    if not self.stop.asked:
+                        yield from ((task, lost) for task, _ in again)
+                    return
+                completed = as_completed(loop=self.pool.client.loop)
+                waiting.extendleft(reversed(again))
+                fill()
+                continue
             task, tries = running.pop(future)
             error = future.exception() if future.status != "finished" else None
             if future.status == "cancelled":

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from pydantic import Field
+
 from gristmill.core.errors import ConfigError, Problem, UsageError
 from gristmill.core.places import find_yaml
 from gristmill.core.settings import Document, Settings, apply_overrides, parse_overrides, read_yaml, validate
@@ -23,14 +25,14 @@ class Input(Settings):
 
     paths: list[str] = []
     """Globs, files or fsspec URLs of .warc(.gz), .arc(.gz) files, or CommonCrawl `warc.paths(.gz)` lists."""
-    source: str = "web"
-    """A name for this crawl, kept with every document's tokens."""
+    source: str = Field("web", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    """A name for this crawl, kept with every document's tokens: up to 64 letters, digits, `_`, `.` and `-`."""
 
 
 class Shards(Settings):
     """How packed shards are cut."""
 
-    shard_bytes: int = 64 << 20
+    shard_bytes: int = Field(64 << 20, ge=1, strict=True)
     """Bytes of one packed .bin, at most (rounded down to whole rows)."""
 
 
@@ -68,7 +70,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     path, label = find_yaml(name, "gristmill.pipelines")
     document = read_yaml(path, label)
     own, nested = [], {"mixture": [], "train": []}  # type: ignore[var-annotated]
-    for loc, value, place in parse_overrides(overrides):
+    for loc, value, place in parse_overrides(overrides, document.problems):
         if loc[0] in nested and len(loc) > 1:
             nested[str(loc[0])].append((loc[1:], value, place))
         else:
@@ -81,7 +83,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
         named = data.get(key)
         if not isinstance(named, str):
             if nested[key]:
-                problems.append(Problem(nested[key][0][2], 0, 0, key, f"the recipe names no {key}"))
+                hint = f"add `{key}: NAME` to the recipe, or --set {key}=NAME"
+                problems += [Problem(p, 0, 0, key, f"the recipe names no {key}", hint) for _, _, p in nested[key]]
             continue
         try:
             nested_path, nested_label = find_yaml(named, package, beside=path.parent)
@@ -97,10 +100,10 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
         problems += faults
         if value is not None:
             found[key] = (value, nested_doc)
-    if recipe is not None:
-        for key, needs in (("mixture", "tokenizer"), ("train", "mixture")):
-            if getattr(recipe, key) is not None and getattr(recipe, needs) is None:
-                problems.append(document.problem((key,), f"needs a {needs}", f"add `{needs}:` to the recipe"))
+    for key, needs in (("mixture", "tokenizer"), ("train", "mixture")):
+        lacking = data.get(key) is not None and data.get(needs) is None
+        if lacking and not document.incomplete and not any(p.path == needs for p in problems):
+            problems.append(document.problem((key,), f"needs a {needs}", f"add `{needs}:` to the recipe"))
     if problems or recipe is None:
         raise ConfigError(problems)
     return LoadedRecipe(recipe, document, path, found.get("mixture"), found.get("train"))  # type: ignore[arg-type]

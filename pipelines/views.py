@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import orjson
 
 from gristmill.core.errors import FormatError, UsageError
 from gristmill.core.hashing import digest
-from gristmill.core.manifest import Manifest, read_manifest, stage_folder
+from gristmill.core.manifest import Manifest, drop_manifest, read_manifest, stage_folder
 from gristmill.pipelines.graph import REGISTRY
 from gristmill.pipelines.lease import holder
 
@@ -96,7 +95,7 @@ def _note_lines(notes: dict[str, int]) -> list[str]:
     """Notes, those of one family with one count on one line: `rule_not_applied.` may name dozens of rules."""
     families: dict[tuple[str, int], list[str]] = {}
     for note, n in sorted(notes.items()):
-        head, _, rest = note.partition(".")
+        head, _, rest = note.partition(".") if note.startswith("rule_not_applied.") else (note, "", "")
         families.setdefault((head, n), []).append(rest)
     out = []
     for (head, n), names in families.items():
@@ -153,26 +152,40 @@ def diff_roots(one: Path, two: Path) -> list[dict[str, Any]]:
 
 
 def clean_root(root: Path, *, everything: bool, delete: bool) -> tuple[int, int]:
-    """Remove task folders that no manifest names (or all). Returns (folders, bytes)."""
+    """Remove what no manifest names, or all of it. Returns (folders, bytes). Raises UsageError when it is no root.
+
+    A stage whose manifest is absent, damaged or incomplete keeps every finished task: an interrupted run goes on from
+    them. So do unfinished tasks with checkpoints.
+    """
+    if not (root / "stages").is_dir():
+        raise UsageError(f"{root} is not the root of a run", hint="it has no `stages` folder")
     folders = size = 0
-    for base in sorted((root / "stages").glob("*")):
-        if not base.is_dir():
-            continue
-        keep: set[str] = set()
-        if not everything:
-            with contextlib.suppress(FormatError):
-                manifest = read_manifest(root, base.name)
-                keep = {r.task for r in manifest.receipts} if manifest else set()
-        for folder in sorted(base.iterdir()):
-            unfinished = (folder / "work").is_dir() and not (folder / "receipt.json").exists()
-            if unfinished and not everything:
-                continue  # checkpoints of a run that stopped: the same command resumes it
-            if folder.is_dir() and folder.name not in keep:
-                folders += 1
-                size += sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    for name in REGISTRY:
+        base = stage_folder(root, name)
+        keep = None if everything else _current_tasks(root, name)
+        for folder in sorted(base.iterdir()) if base.is_dir() else []:
+            if not folder.is_dir() or folder.is_symlink():
+                continue
+            leftovers = list(folder.glob(".tmp-*"))
+            done = (folder / "receipt.json").exists()
+            unfinished = not done and (folder / "work").is_dir()
+            stale = (
+                everything or (not done and not unfinished) or (done and keep is not None and folder.name not in keep)
+            )
+            for path in [folder] if stale else leftovers:
+                folders += path == folder
+                size += sum(f.lstat().st_size for f in [path, *path.rglob("*")] if f.is_file())
                 if delete:
-                    shutil.rmtree(folder)
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         if everything and delete:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(stage_folder(root, base.name) / "manifest.json")
+            drop_manifest(root, name)
     return folders, size
+
+
+def _current_tasks(root: Path, stage: str) -> set[str] | None:
+    """Task ids that a complete manifest names; None when there is none to go by."""
+    try:
+        manifest = read_manifest(root, stage)
+    except FormatError:
+        return None
+    return {r.task for r in manifest.receipts} if manifest is not None and manifest.complete else None

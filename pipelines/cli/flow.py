@@ -83,7 +83,7 @@ def plan(
     else:
         with tempfile.TemporaryDirectory() as nowhere:
             base = root if root is not None else Path(nowhere)
-            inputs = list_inputs(loaded.recipe.input.paths, base, save=root is not None and root.exists())
+            inputs, _ = list_inputs(loaded.recipe.input.paths, base)
             plans = planner.plan(nodes, base, inputs)
     work = any(p.run is None or p.run for p in plans)
     if as_json:
@@ -107,7 +107,9 @@ def plan(
     help="local:N, tcp://HOST:PORT, slurm:PROFILE or inline.",
 )
 @click.option("-k", "--keep-going", is_flag=True, help="After failed tasks, run later stages on what succeeded.")
-@click.option("--retries", default=2, show_default=True, help="Times a failed task is tried again.")
+@click.option(
+    "--retries", type=click.IntRange(0), default=2, show_default=True, help="Times a failed task is tried again."
+)
 @json_option
 def run(
     recipe: str,
@@ -136,10 +138,13 @@ def run(
 
     clusters.parse(cluster)
     loaded = load_recipe(recipe, overrides)
-    nodes = ancestors(build(loaded), to)
-    root.mkdir(parents=True, exist_ok=True)
-    inputs = list_inputs(loaded.recipe.input.paths, root, save=True)
-    remember_inputs(root, inputs)
+    everything = build(loaded)
+    nodes = ancestors(everything, to)
+    inputs, cache = list_inputs(loaded.recipe.input.paths, root)
+
+    def prepare() -> None:
+        cache.save()
+        remember_inputs(root, inputs)
 
     def emit(event: dict[str, Any]) -> None:
         if as_json:
@@ -147,7 +152,16 @@ def run(
             sys.stdout.flush()
 
     outcome = runner.run(
-        nodes, root, inputs, cluster=cluster, keep_going=keep_going, retries=retries, say=say, emit=emit
+        nodes,
+        root,
+        inputs,
+        cluster=cluster,
+        keep_going=keep_going,
+        retries=retries,
+        say=say,
+        emit=emit,
+        prepare=prepare,
+        dependents=everything,
     )
     sys.exit(outcome.exit_code)
 
@@ -186,6 +200,8 @@ def clean(root: Path, everything: bool, yes: bool) -> None:
     from gristmill.pipelines.lease import Lease
     from gristmill.pipelines.views import clean_root
 
-    with Lease(root, "clean"):
-        folders, size = clean_root(root, everything=everything, delete=yes)
+    folders, size = clean_root(root, everything=everything, delete=False)
+    if yes:
+        with Lease(root, "clean"):
+            folders, size = clean_root(root, everything=everything, delete=True)
     click.echo(f"{'deleted' if yes else 'would delete (--yes does it)'}: {folders} task folders, {size / 1e6:,.1f} MB")

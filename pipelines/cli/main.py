@@ -85,8 +85,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     except GristmillError as error:
         _explain(error)
         code = error.exit_code
+    except UnicodeEncodeError as error:
+        click.echo(f"error: a name or text that is not UTF-8: {error.object!r}", err=True)
+        code = EXIT_FAILED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_FAILED
+    except OSError as error:
+        if os.environ.get("GRISTMILL_TRACEBACK"):
+            traceback.print_exc()
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"error: {where}{error.strerror or error}", err=True)
         code = EXIT_FAILED
     sys.exit(code if isinstance(code, int) else 0)
 

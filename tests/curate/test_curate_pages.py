@@ -286,3 +286,17 @@ def test_real_pages(tmp_path: Path) -> None:
         assert text_of_range(str(path), *place, Extract(), path.name) == p["text"]
     expected = [(p["language"], known[p["warc_offset"]]["lang_guess"]) for p in pages]
     assert sum(a == b for a, b in expected) > 0.8 * len(expected)
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_taken(tmp_path: Path) -> None:
+    from gristmill.curate.warc_inputs import changed, expand_inputs
+
+    path = tmp_path / "a.warc.gz"
+    path.write_bytes(b"one")
+    (item,) = expand_inputs([str(path)])
+    assert not changed(str(path), item.tag)
+    path.write_bytes(b"two")
+    assert changed(str(path), item.tag)
+    path.unlink()
+    assert changed(str(path), item.tag)
+    assert not changed(str(path), "listed")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from gristmill.core.errors import GristmillError, UsageError
+from gristmill.curate import sandbox as sandboxes
 from gristmill.curate.extract import page_text
 from gristmill.curate.language import Identifier, find_model
 from gristmill.curate.sandbox import Answer, Job, Sandbox
@@ -100,6 +101,52 @@ def test_a_page_that_burns_cpu_is_hung(model: Path) -> None:
         found = dict(sandbox.map([job(0), job(1, "hang"), job(2)]))
     assert found[1] == Answer(reason="extract.hung", quarantined=True)
     assert [found[i] for i in (0, 2)] == [plain(i, model) for i in (0, 2)]
+
+
+def test_a_page_that_is_always_killed_is_quarantined_at_the_third_death(model: Path) -> None:
+    with Sandbox(Extract(), model) as sandbox:
+        found = dict(sandbox.map([job(0), job(1, "kill"), job(2)]))
+        assert sandbox.started == 4
+    assert found[1] == Answer(reason="extract.killed", quarantined=True)
+    assert [found[i] for i in (0, 2)] == [plain(i, model) for i in (0, 2)]
+
+
+def test_two_kills_from_outside_count_against_no_page(model: Path, tmp_path: Path) -> None:
+    with Sandbox(Extract(), model) as sandbox:
+        found = dict(sandbox.map([job(0), job(1, f"kill:2:{tmp_path / 'kills'}"), job(2)]))
+        assert sandbox.started == 3
+    assert found == {i: plain(i, model) for i in range(3)}
+
+
+def strike_starts(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
+    """Kill the first `times` extraction processes before they are ready. Returns the list their ids go to."""
+    monkeypatch.setattr(sandboxes, "PAUSE_SECONDS", 0.02)
+    struck: list[int] = []
+    begin = sandboxes._Child._start
+
+    def start(self: sandboxes._Child, settings: Extract, model: Path) -> None:
+        if len(struck) < times:
+            struck.append(self.pid)
+            os.kill(self.pid, signal.SIGKILL)
+        begin(self, settings, model)
+
+    monkeypatch.setattr(sandboxes._Child, "_start", start)
+    return struck
+
+
+def test_a_process_killed_while_it_starts_is_started_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    struck = strike_starts(monkeypatch, 4)
+    with Sandbox(Extract(), model) as sandbox:
+        assert list(sandbox.map([job(0)])) == [(0, plain(0, model))]
+    assert len(struck) == 4
+    assert all(gone(pid, 1.0) for pid in struck)
+
+
+def test_a_process_that_never_starts_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    struck = strike_starts(monkeypatch, 99)
+    with Sandbox(Extract(), model) as sandbox, pytest.raises(GristmillError, match=r"5 times in a row.*status -9"):
+        list(sandbox.map([job(0)]))
+    assert len(struck) == 5
 
 
 @pytest.mark.slow

@@ -16,9 +16,10 @@ from gristmill.core.errors import LeaseHeld, Stopped, UsageError
 from gristmill.core.manifest import read_manifest
 from gristmill.core.settings import parse
 from gristmill.core.stage import Counters, Outbox, Receipt, Shard, Stage, Task
-from gristmill.pipelines import graph, planner, runner
+from gristmill.pipelines import graph, planner, runner, views
 from gristmill.pipelines.graph import Node, Origin
 from gristmill.pipelines.lease import Lease, holder
+from gristmill.pipelines.views import clean_root
 
 
 class Split(Stage):
@@ -59,6 +60,7 @@ class Join(Stage):
 def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
     classes = {"curate.pages": Split, "curate": Join}
     monkeypatch.setattr(graph, "REGISTRY", dict.fromkeys(classes, ""))
+    monkeypatch.setattr(views, "REGISTRY", dict.fromkeys(classes, ""))
     monkeypatch.setattr(runner, "load_class", classes.__getitem__)
     Split.calls.clear()
     Split.broken.clear()
@@ -229,6 +231,67 @@ def test_a_long_task_hears_of_the_stop_saves_and_is_no_failure(tmp_path: Path, m
     assert not any("failed" in line for line in said)
     assert list((tmp_path / "root").rglob("work/state"))
     assert not (tmp_path / "root" / "stopping").exists()
+
+
+def test_what_stands_on_a_changed_stage_is_incomplete_until_it_ran(tmp_path: Path) -> None:
+    given, root = inputs(tmp_path / "in"), tmp_path / "root"
+    go(root, nodes(2), given)
+    go(root, nodes(3)[:1], given, dependents=nodes(3))
+    stale = read_manifest(root, "curate")
+    assert stale is not None
+    assert not stale.complete
+    go(root, nodes(3), given)
+    assert (read_manifest(root, "curate") or stale).complete
+
+
+def test_cleaning_keeps_what_an_unfinished_stage_has_done(tmp_path: Path) -> None:
+    given, root = inputs(tmp_path / "in"), tmp_path / "root"
+    Split.broken["1.txt"] = 99
+    go(root, nodes(), given)
+    left = root / "stages" / "curate.pages" / "ffff" / ".tmp-1-1"
+    left.mkdir(parents=True)
+    folders, _ = clean_root(root, everything=False, delete=True)
+    assert folders >= 1
+    assert not left.exists()
+    Split.broken.clear()
+    again, _ = go(root, nodes(), given)
+    assert (again.ran, again.fresh) == (2, 2)  # the failed one and the joining; two splits were kept
+    go(root, nodes(5), given)
+    stale = {f.name for f in (root / "stages" / "curate.pages").iterdir() if f.is_dir()}
+    clean_root(root, everything=False, delete=True)
+    assert len({f.name for f in (root / "stages" / "curate.pages").iterdir() if f.is_dir()}) == 3 < len(stale)
+    with pytest.raises(UsageError, match="is not the root"):
+        clean_root(tmp_path, everything=True, delete=True)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"format": "gristmill-manifest-1", "receipts": [3]}', "{"])
+def test_a_manifest_of_another_shape_is_written_again(tmp_path: Path, text: str) -> None:
+    given, root = inputs(tmp_path / "in"), tmp_path / "root"
+    first, _ = go(root, nodes(), given)
+    (root / "stages" / "curate" / "manifest.json").write_text(text)
+    next((root / "stages" / "curate.pages").glob("*/receipt.json")).write_text("[null]")
+    again, _ = go(root, nodes(), given)
+    assert again.exit_code == 0
+    assert again.ran == 1
+    assert (read_manifest(root, "curate") or first.manifests["curate"]).digest == first.manifests["curate"].digest
+
+
+def test_a_refused_run_touches_nothing(tmp_path: Path) -> None:
+    called: list[int] = []
+    with Lease(tmp_path / "root", "other"), pytest.raises(LeaseHeld):
+        go(tmp_path / "root", nodes(), inputs(tmp_path / "in"), prepare=lambda: called.append(1))
+    assert not called
+
+
+def test_a_full_disk_is_a_failure_with_a_resume_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "x")
+
+    monkeypatch.setattr(runner, "write_manifest", full)
+    outcome, said = go(tmp_path / "root", nodes(), inputs(tmp_path / "in"))
+    assert outcome.exit_code == 1
+    assert any("No space left on device" in line for line in said)
+    assert any(line.startswith("resume: ") for line in said)
 
 
 def test_an_unknown_stage_name_lists_the_known_ones() -> None:
