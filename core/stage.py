@@ -171,8 +171,8 @@ class Stage(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     """Bump it when the code gives other bytes: old outputs become stale, and `plan` says so."""
-    upstream: ClassVar[tuple[str, ...]] = ()
-    threads: ClassVar[int] = 1
+    upstream: tuple[str, ...] = ()
+    """Stages whose receipts `tasks` gets; an instance may need fewer than its class (no dedup, no clusters)."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = dict(config)

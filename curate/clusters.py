@@ -43,7 +43,7 @@ class Clusters(Stage):
 
     name: ClassVar[str] = CLUSTERS
     version: ClassVar[int] = 1
-    upstream: ClassVar[tuple[str, ...]] = (SIGNATURES,)
+    upstream: tuple[str, ...] = (SIGNATURES,)
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)

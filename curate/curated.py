@@ -37,7 +37,7 @@ class Curated(Stage):
 
     name: ClassVar[str] = "curate"
     version: ClassVar[int] = 1
-    upstream: ClassVar[tuple[str, ...]] = (*KEPT_FILES, CLUSTERS)
+    upstream: tuple[str, ...] = (*KEPT_FILES, CLUSTERS)
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
@@ -45,7 +45,7 @@ class Curated(Stage):
         quality = self.config.get("quality")
         clusters = (CLUSTERS,) if dedup_on(dedup) else ()
         scores = (QUALITY,) if quality is not None else ()
-        self.upstream = (*KEPT_FILES, *clusters, *scores)  # type: ignore[misc]
+        self.upstream = (*KEPT_FILES, *clusters, *scores)
         self.min_score = float(quality["min_score"]) if quality is not None else None
         minhash = dedup.get("minhash") if isinstance(dedup, Mapping) else None
         self.verify = minhash.get("verify") if minhash is not None else None

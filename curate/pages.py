@@ -2,7 +2,7 @@
 
 The parent reads records and applies the URL rules; decoding, extraction and language identification run in a process
 that a page may kill (curate.sandbox). Every record of any type is a row of the ledger: a page, a drop with its reason,
-or quarantined (damaged bytes, and pages that killed their process twice).
+or quarantined (damaged bytes, and pages that kill their process again and again).
 """
 
 from __future__ import annotations

@@ -33,12 +33,12 @@ class QualityScores(Stage):
 
     name: ClassVar[str] = "curate.quality"
     version: ClassVar[int] = 1
-    upstream: ClassVar[tuple[str, ...]] = (*KEPT_FILES, CLUSTERS)
+    upstream: tuple[str, ...] = (*KEPT_FILES, CLUSTERS)
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
         if not dedup_on(self.config.get("dedup", True)):
-            self.upstream = tuple(KEPT_FILES)  # type: ignore[misc]
+            self.upstream = tuple(KEPT_FILES)
 
     def tasks(self, inputs: Mapping[str, Sequence[Receipt]]) -> list[Task]:
         from gristmill.curate.quality import model_digest

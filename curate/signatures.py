@@ -38,7 +38,7 @@ class Signatures(Stage):
 
     name: ClassVar[str] = "curate.signatures"
     version: ClassVar[int] = 1
-    upstream: ClassVar[tuple[str, ...]] = tuple(KEPT_FILES)
+    upstream: tuple[str, ...] = tuple(KEPT_FILES)
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)

@@ -30,7 +30,7 @@ class MixturePlan(Stage):
     """
 
     name: ClassVar[str] = "mixture"
-    upstream: ClassVar[tuple[str, ...]] = ("tokens", "tokenizer")
+    upstream: tuple[str, ...] = ("tokens", "tokenizer")
 
     def tasks(self, inputs: Mapping[str, Sequence[Receipt]]) -> list[Task]:
         tokenizer, docs = named(inputs["tokenizer"], TOKENIZER), named(inputs["tokens"], DOCS)
@@ -86,7 +86,7 @@ class ShardsWrite(Stage):
     """
 
     name: ClassVar[str] = "shards.write"
-    upstream: ClassVar[tuple[str, ...]] = ("mixture", "tokens")
+    upstream: tuple[str, ...] = ("mixture", "tokens")
 
     def tasks(self, inputs: Mapping[str, Sequence[Receipt]]) -> list[Task]:
         uses = dict(self.uses())
@@ -136,7 +136,7 @@ class Shards(Stage):
     """
 
     name: ClassVar[str] = "shards"
-    upstream: ClassVar[tuple[str, ...]] = ("shards.write", "mixture", "tokenizer", "tokens")
+    upstream: tuple[str, ...] = ("shards.write", "mixture", "tokenizer", "tokens")
 
     def tasks(self, inputs: Mapping[str, Sequence[Receipt]]) -> list[Task]:
         lock, tokenizer = named(inputs["mixture"], LOCK, HELDOUT), named(inputs["tokenizer"], TOKENIZER)

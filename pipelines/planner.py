@@ -25,10 +25,6 @@ class StagePlan:
     why: list[str] = field(default_factory=list)
     bytes: int = 0
 
-    @property
-    def up_to_date(self) -> bool:
-        return self.run == 0
-
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 

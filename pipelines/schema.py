@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import Field
 
 from gristmill.core.errors import ConfigError, Problem, UsageError
 from gristmill.core.places import find_yaml
-from gristmill.core.settings import Document, Settings, apply_overrides, parse_overrides, read_yaml, validate
+from gristmill.core.settings import Document, Loc, Settings, apply_overrides, parse_overrides, read_yaml, validate
 from gristmill.curate.schema import Curate
 from gristmill.mixes.schema import Mixture
 from gristmill.tokenize.schema import Tokenizer
 from gristmill.trainer.schema import TrainRun
 
-S = TypeVar("S", bound=Settings)
+Override = tuple[Loc, Any, str]
+"""(path, value, place) of one --set."""
 
 
 class Input(Settings):
@@ -69,7 +70,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """
     path, label = find_yaml(name, "gristmill.pipelines")
     document = read_yaml(path, label)
-    own, nested = [], {"mixture": [], "train": []}  # type: ignore[var-annotated]
+    own: list[Override] = []
+    nested: dict[str, list[Override]] = {"mixture": [], "train": []}
     for loc, value, place in parse_overrides(overrides, document.problems):
         if loc[0] in nested and len(loc) > 1:
             nested[str(loc[0])].append((loc[1:], value, place))

@@ -18,7 +18,7 @@ class TokenizerStage(Stage):
     """Train a byte-level BPE on a sample of all curated documents; config is a `Tokenizer` settings dict."""
 
     name: ClassVar[str] = "tokenizer"
-    upstream: ClassVar[tuple[str, ...]] = ("curate",)
+    upstream: tuple[str, ...] = ("curate",)
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
@@ -54,7 +54,7 @@ class Tokens(Stage):
     """
 
     name: ClassVar[str] = "tokens"
-    upstream: ClassVar[tuple[str, ...]] = ("curate", "tokenizer")
+    upstream: tuple[str, ...] = ("curate", "tokenizer")
 
     def uses(self) -> Mapping[str, str]:
         return {"tokenizers": version("tokenizers")}

@@ -5,13 +5,11 @@ No key/value cache: it recomputes the whole sequence per token, which a demo lin
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from gristmill.core.errors import UsageError
-from gristmill.trainer.export import load_exported
 from gristmill.trainer.model import Decoder
 from gristmill.trainer.schema import Generate
 
@@ -56,12 +54,3 @@ def write_text(model: Decoder, tokenizer: Tokenizer, settings: Generate, special
         ids = [first]
     new = generate(model, ids, settings.tokens, settings.temperature, settings.seed, eos)
     return settings.prompt + str(tokenizer.decode(new))
-
-
-def text_from_export(folder: Path, tokenizer_file: Path, settings: Generate) -> str:
-    """`write_text` for a folder with model.safetensors and config.json. Raises FormatError on a damaged one."""
-    from tokenizers import Tokenizer
-
-    model, config = load_exported(folder)
-    special_ids = {k: config[f"{k}_token_id"] for k in ("bos", "eos") if config.get(f"{k}_token_id") is not None}
-    return write_text(model, Tokenizer.from_file(str(tokenizer_file)), settings, special_ids)

@@ -39,7 +39,7 @@ class Train(Stage):
 
     name: ClassVar[str] = "train"
     version: ClassVar[int] = 1
-    upstream: ClassVar[tuple[str, ...]] = ("shards",)
+    upstream: tuple[str, ...] = ("shards",)
 
     def uses(self) -> Mapping[str, str]:
         try:
