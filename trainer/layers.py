@@ -1,21 +1,27 @@
 """The decoder's parts: RMSNorm, attention inside each document, the MLP and the residual block, in plain torch.
 
-Head counts are read from what a projection returns, so a projection that holds only some heads (tensor parallelism)
-needs no other code. Letters of the shape suffixes: see `model`.
+Every part computes on local tensors: a matrix may hold some of its heads or inner columns (tensor parallelism), and head
+counts are read from what a projection returns. Matrices are used in the dtype of what comes in, so bf16 compute over fp32
+weights needs no autocast. Letters of the shape suffixes: see `model`; n = positions of one rank (N without sequence
+parallelism).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from gristmill.trainer.architecture import Model
+from gristmill.trainer.parallel.tensor import ALONE, TensorParallel, local
 from gristmill.trainer.rope import rotate, wide
+from gristmill.trainer.sizes import Checkpointing
 
 XIELU_BETA = 0.5  # slope at 0 (Huang and Schlag, arXiv 2411.13010, section 3)
 XIELU_ALPHA = 0.8  # both curvatures at the start (there, section 4)
@@ -25,44 +31,80 @@ XIELU_ALPHA = 0.8  # both curvatures at the start (there, section 4)
 class Layout:
     """What attention needs to know of a micro batch, built once per forward pass."""
 
+    rows: int  # B
     cos_BTD: Tensor
     sin_BTD: Tensor
     lengths: list[int] | None  # pieces of the N flattened positions (CPU)
     mask_B1TT: Tensor | None  # True where a query may look (elsewhere)
 
+    @property
+    def positions(self) -> int:
+        """N = B x T."""
+        return self.cos_BTD.shape[0] * self.cos_BTD.shape[1]
+
+
+class Linear(nn.Module):
+    """x W^T in the dtype of x. The weight is made as (outputs, inputs) and filled by `Decoder.init_weights`."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, local(self.weight).to(x.dtype))
+
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, over the last dimension, in fp32 (Zhang and Sennrich, arXiv 1910.07467)."""
+    """x / rms(x) * weight, over the last dimension, in fp32 (Zhang and Sennrich, arXiv 1910.07467).
 
-    def __init__(self, width: int, eps: float) -> None:
+    `partial`: each tensor-parallel rank normalises other positions or heads, so gradients of the weight are parts of a sum.
+    """
+
+    def __init__(self, width: int, eps: float, partial: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
+        self.partial = partial
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(wide(x), (x.shape[-1],), self.weight, self.eps).to(x.dtype)
+        weight = local(self.weight, self.partial).to(x.dtype)  # rounded as the matrices are: FSDP gathers bf16
+        return F.rms_norm(wide(x), (x.shape[-1],), wide(weight), self.eps).to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Grouped-query causal attention that stays inside a piece."""
+    """Grouped-query causal attention that stays inside a piece. Key/value heads fewer than the ranks are replicated."""
 
-    def __init__(self, c: Model, layer: int) -> None:
+    def __init__(self, c: Model, layer: int, tp: TensorParallel = ALONE) -> None:
         super().__init__()
-        self.head_dim, self.rope = c.head_dim, c.uses_rope(layer)
-        self.q = nn.Linear(c.hidden, c.heads * c.head_dim, bias=False)
-        self.k = nn.Linear(c.hidden, c.kv_heads * c.head_dim, bias=False)
-        self.v = nn.Linear(c.hidden, c.kv_heads * c.head_dim, bias=False)
-        self.o = nn.Linear(c.heads * c.head_dim, c.hidden, bias=False)
-        self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
-        self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
+        self.head_dim, self.rope, self.tp = c.head_dim, c.uses_rope(layer), tp
+        self.kv_heads: slice | None = None  # of a replicated matrix: the head that serves this rank's query heads
+        if tp.size > c.kv_heads:
+            head = tp.rank * c.kv_heads // tp.size
+            self.kv_heads = slice(head * c.head_dim, (head + 1) * c.head_dim)
+        self.q = Linear(c.hidden, c.heads * c.head_dim)
+        self.k = Linear(c.hidden, c.kv_heads * c.head_dim)
+        self.v = Linear(c.hidden, c.kv_heads * c.head_dim)
+        self.o = Linear(c.heads * c.head_dim, c.hidden)
+        shared = tp.size > 1
+        self.q_norm = RMSNorm(c.head_dim, c.norm_eps, shared) if c.qk_norm else None
+        self.k_norm = RMSNorm(c.head_dim, c.norm_eps, shared) if c.qk_norm else None
 
-    def forward(self, x_BTC: Tensor, layout: Layout) -> Tensor:
-        q_BTHD, k_BTGD, v_BTGD = (f(x_BTC).unflatten(-1, (-1, self.head_dim)) for f in (self.q, self.k, self.v))
+    def forward(self, x_nC: Tensor, layout: Layout) -> Tensor:
+        x_NC = self.tp.gather(x_nC, layout.positions)
+        q_BTHD, k_BTGD, v_BTGD = (
+            y.view(layout.rows, len(y) // layout.rows, -1, self.head_dim)
+            for y in (self.q(x_NC), self._kv(self.k, x_NC), self._kv(self.v, x_NC))
+        )
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHD, k_BTGD = self.q_norm(q_BTHD), self.k_norm(k_BTGD)
         if self.rope:
             q_BTHD, k_BTGD = (rotate(x, layout.cos_BTD, layout.sin_BTD) for x in (q_BTHD, k_BTGD))
-        return self.o(attend(q_BTHD, k_BTGD, v_BTGD, layout).flatten(-2))  # type: ignore[no-any-return]
+        return self.tp.scatter(self.o(attend(q_BTHD, k_BTGD, v_BTGD, layout).flatten(2).flatten(0, 1)))
+
+    def _kv(self, matrix: Linear, x_NC: Tensor) -> Tensor:
+        if self.kv_heads is None:
+            return matrix(x_NC)  # type: ignore[no-any-return]
+        return F.linear(x_NC, local(matrix.weight, partial=True)[self.kv_heads].to(x_NC.dtype))
 
 
 class XIELUFunction(torch.autograd.Function):
@@ -72,19 +114,19 @@ class XIELUFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, p: Tensor, q: Tensor) -> Tensor:
         ctx.save_for_backward(x, p, q)
         y = wide(x)
-        positive = F.softplus(p) * y * y
-        negative = (XIELU_BETA + F.softplus(q)) * (torch.expm1(y.clamp(max=0)) - y)  # clamped: no inf where x > 0
+        positive = F.softplus(wide(p)) * y * y
+        negative = (XIELU_BETA + F.softplus(wide(q))) * (torch.expm1(y.clamp(max=0)) - y)  # clamped: no inf where x > 0
         return (torch.where(y > 0, positive, negative) + XIELU_BETA * y).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         x, p, q = ctx.saved_tensors
-        y, g = wide(x), wide(gradient)
+        y, g, wide_p, wide_q = wide(x), wide(gradient), wide(p), wide(q)
         above, grown = y > 0, torch.expm1(y.clamp(max=0))
-        slope = torch.where(above, 2 * F.softplus(p) * y, (XIELU_BETA + F.softplus(q)) * grown) + XIELU_BETA
-        of_p = (g * torch.where(above, y * y, 0.0)).sum() * torch.sigmoid(p)
-        of_q = (g * torch.where(above, 0.0, grown - y)).sum() * torch.sigmoid(q)
-        return (g * slope).to(x.dtype), of_p, of_q
+        slope = torch.where(above, 2 * F.softplus(wide_p) * y, (XIELU_BETA + F.softplus(wide_q)) * grown) + XIELU_BETA
+        of_p = (g * torch.where(above, y * y, 0.0)).sum() * torch.sigmoid(wide_p)
+        of_q = (g * torch.where(above, 0.0, grown - y)).sum() * torch.sigmoid(wide_q)
+        return (g * slope).to(x.dtype), of_p.to(p.dtype), of_q.to(q.dtype)
 
 
 class XIELU(nn.Module):
@@ -93,13 +135,15 @@ class XIELU(nn.Module):
     p and q are learnt, one each per layer (arXiv 2411.13010, section 3); computed in fp32.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tp: TensorParallel = ALONE) -> None:
         super().__init__()
         self.alpha_p = nn.Parameter(torch.empty(1))  # one element, not none: FSDP2 shards the first dimension
         self.alpha_n = nn.Parameter(torch.empty(1))
+        self.partial = tp.size > 1  # each rank sees some inner columns
 
     def forward(self, x: Tensor) -> Tensor:
-        return XIELUFunction.apply(x, self.alpha_p, self.alpha_n)  # type: ignore[no-any-return, no-untyped-call]
+        p, q = (local(a, self.partial).to(x.dtype) for a in (self.alpha_p, self.alpha_n))
+        return XIELUFunction.apply(x, p, q)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def xielu_start(name: str) -> float:
@@ -110,12 +154,18 @@ def xielu_start(name: str) -> float:
 class SiLU(nn.Module):
     """x sigmoid(x)."""
 
+    def __init__(self, tp: TensorParallel = ALONE) -> None:
+        super().__init__()
+
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(x)
 
 
 class SquaredReLU(nn.Module):
     """max(x, 0)^2 (So et al., Primer, arXiv 2109.08668)."""
+
+    def __init__(self, tp: TensorParallel = ALONE) -> None:
+        super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x).square()
@@ -127,31 +177,60 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": SiLU, "relu2": SquaredReLU, "
 class MLP(nn.Module):
     """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
 
-    def __init__(self, c: Model) -> None:
+    def __init__(self, c: Model, tp: TensorParallel = ALONE) -> None:
         super().__init__()
-        self.gate = nn.Linear(c.hidden, c.ffn, bias=False) if c.gated else None
-        self.up = nn.Linear(c.hidden, c.ffn, bias=False)
-        self.down = nn.Linear(c.ffn, c.hidden, bias=False)
-        self.act = ACTIVATIONS[c.activation]()
+        self.tp = tp
+        self.gate = Linear(c.hidden, c.ffn) if c.gated else None
+        self.up = Linear(c.hidden, c.ffn)
+        self.down = Linear(c.ffn, c.hidden)
+        self.act = ACTIVATIONS[c.activation](tp)
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        inner = self.act(self.up(x_BTC)) if self.gate is None else self.act(self.gate(x_BTC)) * self.up(x_BTC)
-        return self.down(inner)  # type: ignore[no-any-return]
+    def forward(self, x_nC: Tensor, positions: int) -> Tensor:
+        x_NC = self.tp.gather(x_nC, positions)
+        inner = self.act(self.up(x_NC)) if self.gate is None else self.act(self.gate(x_NC)) * self.up(x_NC)
+        return self.tp.scatter(self.down(inner))
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: attention, then the MLP."""
+    """Pre-norm residual block: attention, then the MLP. `checkpointing`: what its backward pass computes again."""
 
-    def __init__(self, c: Model, layer: int) -> None:
+    def __init__(self, c: Model, layer: int, tp: TensorParallel = ALONE, checkpointing: Checkpointing = "none") -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(c.hidden, c.norm_eps)
-        self.attention = Attention(c, layer)
-        self.ffn_norm = RMSNorm(c.hidden, c.norm_eps)
-        self.ffn = MLP(c)
+        self.checkpointing = checkpointing
+        shared = tp.size > 1 and tp.sequence
+        self.attention_norm = RMSNorm(c.hidden, c.norm_eps, shared)
+        self.attention = Attention(c, layer, tp)
+        self.ffn_norm = RMSNorm(c.hidden, c.norm_eps, shared)
+        self.ffn = MLP(c, tp)
 
-    def forward(self, x_BTC: Tensor, layout: Layout) -> Tensor:
-        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), layout)
-        return x_BTC + self.ffn(self.ffn_norm(x_BTC))  # type: ignore[no-any-return]
+    def forward(self, x_nC: Tensor, layout: Layout) -> Tensor:
+        if self.checkpointing == "none" or not torch.is_grad_enabled():
+            return self._block(x_nC, layout)
+        if self.checkpointing == "full":
+            return checkpoint(self._block, x_nC, layout, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        return checkpoint(  # type: ignore[no-any-return]
+            self._block, x_nC, layout, use_reentrant=False, preserve_rng_state=False, context_fn=SELECTIVE
+        )
+
+    def _block(self, x_nC: Tensor, layout: Layout) -> Tensor:
+        x_nC = x_nC + self.attention(self.attention_norm(x_nC), layout)
+        return x_nC + self.ffn(self.ffn_norm(x_nC), layout.positions)  # type: ignore[no-any-return]
+
+
+KEPT = (  # outputs that selective checkpointing keeps: what costs most to compute again
+    torch.ops.aten.mm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+)
+
+
+def _policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+SELECTIVE = partial(create_selective_checkpoint_contexts, _policy)
 
 
 def attend(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, layout: Layout) -> Tensor:

@@ -7,7 +7,6 @@ gives the same bytes as an undisturbed one (CPU, one thread count); seconds go t
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -57,7 +56,8 @@ def build_model(run: TrainRun, manifest: PackedManifest) -> Decoder:
             f"model.max_seq_len is {length}, the dataset has rows of {longest} tokens",
             hint="raise it, or leave it out to take the longest phase",
         )
-    model = Decoder(run.model, manifest.vocab_size, length)
+    compute = torch.bfloat16 if run.precision == "bf16" else None
+    model = Decoder(run.model, manifest.vocab_size, length, compute=compute, checkpointing=run.parallel.checkpointing)
     model.init_weights(run.seed)
     return model
 
@@ -150,15 +150,13 @@ class Trainer:
         tokens_BT, labels_BT, position_BT = (
             torch.from_numpy(a).to(self.device) for a in (part.tokens_BT, part.labels_BT, part.position_BT)
         )
-        bf16 = self.run.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
-            if self.run.loss.z_loss:
-                entropy, partition = self.model.losses(tokens_BT, labels_BT, position_BT)
-                z_loss = self.run.loss.z_loss * partition
-                total = entropy + z_loss
-            else:
-                total = entropy = self.model.loss(tokens_BT, labels_BT, position_BT)
-                z_loss = entropy.new_zeros(())
+        if self.run.loss.z_loss:
+            nll_BT, lse_BT = self.model.token_losses(tokens_BT, labels_BT, position_BT)
+            entropy, z_loss = nll_BT.sum(), self.run.loss.z_loss * lse_BT.square().sum()
+            total = entropy + z_loss
+        else:
+            total = entropy = self.model.loss(tokens_BT, labels_BT, position_BT)
+            z_loss = entropy.new_zeros(())
         (total / max(valid, 1)).backward()  # type: ignore[no-untyped-call]
         return entropy.detach().double() / max(valid, 1), z_loss.detach().double() / max(valid, 1)
 

@@ -6,7 +6,7 @@ faster than a boolean mask at T = 512, and equal to it to 4e-7); elsewhere one m
 
 Letters of the shape suffixes:
   B rows   T positions   N = B*T   C hidden   F ffn   H query heads   G key/value heads   D head dimension
-  V vocabulary padded to a multiple of 64
+  V vocabulary padded to a multiple of 64 x tp   v = V/tp, the ids of one rank   n = N/tp, its positions
 """
 
 from __future__ import annotations
@@ -14,31 +14,52 @@ from __future__ import annotations
 import re
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gristmill.core.hashing import seed_of
 from gristmill.trainer.architecture import Model
-from gristmill.trainer.data import IGNORE
-from gristmill.trainer.layers import Block, Layout, RMSNorm, document_mask, piece_lengths, xielu_start
+from gristmill.trainer.layers import Block, Layout, Linear, RMSNorm, document_mask, piece_lengths, xielu_start
+from gristmill.trainer.parallel.tensor import ALONE, TensorParallel, fill, local
+from gristmill.trainer.parallel.vocabulary import cross_entropy, embed
 from gristmill.trainer.rope import rotary_table, wide
-from gristmill.trainer.sizes import padded_vocab
+from gristmill.trainer.sizes import Checkpointing, padded_vocab
 
 INIT_STD_EMBEDDING = 0.02  # GPT-2's; tied logits start with a deviation of 0.02 sqrt(C), so the loss starts near ln V
 
 
-class Decoder(nn.Module):
-    """Token ids -> logits over `vocab_size` ids. Build it, then call `init_weights(seed)` or load a state."""
+class Embedding(nn.Module):
+    """The table of V x C; a module so that its parameter is called embed.weight."""
 
-    def __init__(self, config: Model, vocab_size: int, max_seq_len: int) -> None:
+    def __init__(self, rows: int, width: int) -> None:
         super().__init__()
-        self.config = config
-        self.vocab_size = vocab_size
-        self.max_seq_len = max_seq_len
-        self.embed = nn.Embedding(padded_vocab(vocab_size), config.hidden)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = RMSNorm(config.hidden, config.norm_eps)
-        self.head = None if config.tie_embeddings else nn.Linear(config.hidden, padded_vocab(vocab_size), bias=False)
+        self.weight = nn.Parameter(torch.empty(rows, width))
+
+
+class Decoder(nn.Module):
+    """Token ids -> logits over `vocab_size` ids. Build it, then call `init_weights(seed)` or load a state.
+
+    `tp` is the rank's part in tensor parallelism; parameters are made whole and cut by `parallel.shard`. `compute` is the
+    dtype of activations and matrix products.
+    """
+
+    def __init__(
+        self,
+        config: Model,
+        vocab_size: int,
+        max_seq_len: int,
+        tp: TensorParallel = ALONE,
+        compute: torch.dtype | None = None,
+        checkpointing: Checkpointing = "none",
+    ) -> None:
+        super().__init__()
+        self.config, self.vocab_size, self.max_seq_len = config, vocab_size, max_seq_len
+        self.tp, self.compute = tp, compute
+        self.pieces = True  # attention by pieces where the device is a CPU
+        rows = padded_vocab(vocab_size, tp.size)
+        self.embed = Embedding(rows, config.hidden)
+        self.blocks = nn.ModuleList(Block(config, layer, tp, checkpointing) for layer in range(config.layers))
+        self.norm = RMSNorm(config.hidden, config.norm_eps, tp.size > 1 and tp.sequence)
+        self.head = None if config.tie_embeddings else Linear(config.hidden, rows)
         self.cos_TD: Tensor
         self.sin_TD: Tensor
         for name, table_TD in zip(("cos_TD", "sin_TD"), rotary_table(config, max_seq_len), strict=True):
@@ -49,49 +70,87 @@ class Decoder(nn.Module):
         self.config = self.config.model_copy(
             update={"rope_theta": config.rope_theta, "rope_scaling": config.rope_scaling}
         )
-        for old, new in zip(
-            (self.cos_TD, self.sin_TD), rotary_table(self.config, self.max_seq_len, self.cos_TD.dtype), strict=True
-        ):
+        with torch.device("cpu"):
+            tables = rotary_table(self.config, self.max_seq_len, self.cos_TD.dtype)
+        for old, new in zip((self.cos_TD, self.sin_TD), tables, strict=True):
             old.copy_(new)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Set every parameter from (seed, its name) alone, so neither construction order nor device decides a value."""
+        """Set every parameter from (seed, its name) alone: neither construction order, device nor layout decides a value."""
         for name, parameter in self.named_parameters():
-            parameter.copy_(initial_value(self.config, name, parameter.shape, seed))
+            fill(parameter, self.initial_value(name, seed))
+
+    def initial_value(self, name: str, seed: int) -> Tensor:
+        """A parameter's first value, whole, without the rows that pad the vocabulary."""
+        shape = self.get_parameter(name).shape
+        if name.startswith(("embed", "head")):
+            shape = torch.Size((self.vocab_size, *shape[1:]))
+        return initial_value(self.config, name, shape, seed)
 
     def forward(self, tokens_BT: Tensor, position_BT: Tensor | None = None) -> Tensor:
-        """(B, T, vocab_size) logits. `position_BT` restarts at 0 with each piece; None: each row is one piece."""
+        """(B, T, vocab_size) logits. `position_BT` restarts at 0 with each piece; None: each row is one piece.
+
+        Under tensor parallelism they are gathered on every rank, without a gradient.
+        """
         if position_BT is None:
             position_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
-        layout = self.layout(position_BT)
-        x_BTC = self.embed(tokens_BT)
-        for block in self.blocks:
-            x_BTC = block(x_BTC, layout)
-        weight_VC = self.embed.weight if self.head is None else self.head.weight
-        logits_BTV = F.linear(self.norm(x_BTC), weight_VC)[..., : self.vocab_size]  # a padded id has no probability
-        cap = self.config.logit_softcap
-        return logits_BTV if cap is None else cap * torch.tanh(wide(logits_BTV) / cap)
+        logits_NV = self.tp.columns(self._logits(tokens_BT, position_BT))[:, : self.vocab_size]
+        return logits_NV.unflatten(0, tokens_BT.shape)
+
+    def token_losses(self, tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Per token (B, T), in fp32 and on every rank: negative log-likelihood in nats, 0 where the label is -100.
+
+        And log(sum exp logits) at the same tokens: z-loss (PaLM, arXiv 2204.02311, section 5) is a small multiple of the
+        sum of its squares.
+        """
+        nll_BT, lse_BT = self._token_losses(tokens_BT, labels_BT, position_BT, partition=True)
+        assert lse_BT is not None
+        return nll_BT, lse_BT
+
+    def token_loss(self, tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor) -> Tensor:
+        """The first of `token_losses`, without computing the second."""
+        return self._token_losses(tokens_BT, labels_BT, position_BT, partition=False)[0]
 
     def loss(self, tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor) -> Tensor:
-        """Cross-entropy in fp32, summed over labels other than -100 (nats). Divide by the global batch's valid tokens."""
-        return _entropy(self(tokens_BT, position_BT).flatten(0, 1), labels_BT.flatten())
+        """`token_loss`, summed. Divide by the global batch's valid tokens."""
+        return self.token_loss(tokens_BT, labels_BT, position_BT).sum()
 
-    def losses(self, tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """`loss`, and log(sum exp logits)^2 summed over the same tokens.
+    def _token_losses(
+        self, tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor, partition: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        logits_Nv = self._logits(tokens_BT, position_BT)
+        if self.tp.size == 1:
+            logits_Nv = logits_Nv[:, : self.vocab_size]  # a padded id has no probability
+        nll_N, lse_N = cross_entropy(wide(logits_Nv), labels_BT.flatten(), self.tp, partition=partition)
+        return nll_N.view_as(labels_BT), None if lse_N is None else lse_N.view_as(labels_BT)
 
-        z-loss (PaLM, arXiv 2204.02311, section 5) is a small multiple of the second.
-        """
-        logits_NV, labels_N = self(tokens_BT, position_BT).flatten(0, 1), labels_BT.flatten()
-        partition_N = torch.logsumexp(wide(logits_NV), -1)
-        return _entropy(logits_NV, labels_N), torch.where(labels_N == IGNORE, 0.0, partition_N.square()).sum()
+    def _logits(self, tokens_BT: Tensor, position_BT: Tensor) -> Tensor:
+        """(N, v) of this rank; -inf where it pads the vocabulary of several ranks."""
+        layout = self.layout(position_BT)
+        table_vC = local(self.embed.weight)
+        if self.compute is not None:  # once: the gradients of a tied table are then added in one dtype everywhere
+            table_vC = table_vC.to(self.compute)
+        x_nC = self.tp.scatter(embed(tokens_BT.flatten(), table_vC, self.tp))
+        for block in self.blocks:
+            x_nC = block(x_nC, layout)
+        x_NC = self.tp.gather(self.norm(x_nC), layout.positions)
+        logits_Nv = x_NC @ table_vC.t() if self.head is None else self.head(x_NC)
+        if self.config.logit_softcap is not None:
+            logits_Nv = self.config.logit_softcap * torch.tanh(wide(logits_Nv) / self.config.logit_softcap)
+        if self.tp.size > 1:
+            first = self.vocab_size - self.tp.rank * logits_Nv.shape[1]
+            if first < logits_Nv.shape[1]:
+                real_v = torch.arange(logits_Nv.shape[1], device=logits_Nv.device) < first
+                logits_Nv = logits_Nv.where(real_v, float("-inf"))
+        return logits_Nv
 
     def layout(self, position_BT: Tensor) -> Layout:
         """Rotary factors and document borders of a micro batch."""
-        cos_BTD, sin_BTD = self.cos_TD[position_BT], self.sin_TD[position_BT]
-        if position_BT.device.type == "cpu":
-            return Layout(cos_BTD, sin_BTD, piece_lengths(position_BT), None)
-        return Layout(cos_BTD, sin_BTD, None, document_mask(position_BT))
+        rows, cos_BTD, sin_BTD = len(position_BT), self.cos_TD[position_BT], self.sin_TD[position_BT]
+        if self.pieces and position_BT.device.type == "cpu":
+            return Layout(rows, cos_BTD, sin_BTD, piece_lengths(position_BT), None)
+        return Layout(rows, cos_BTD, sin_BTD, None, document_mask(position_BT))
 
     def params(self) -> int:
         """All parameters, the padded vocabulary included; a tied head counts once."""
@@ -100,10 +159,6 @@ class Decoder(nn.Module):
     def flops_per_token(self, seq_len: int) -> int:
         """Floating-point operations per trained token, forward and backward: `sizes.flops_per_token`."""
         return self.config.flops_per_token(self.vocab_size, seq_len)
-
-
-def _entropy(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-    return F.cross_entropy(wide(logits_NV), labels_N, ignore_index=IGNORE, reduction="sum")
 
 
 def initial_value(c: Model, name: str, shape: torch.Size, seed: int) -> Tensor:

@@ -35,6 +35,24 @@ class Loss(Settings):
     goldfish: Goldfish | None = None
 
 
+class Parallel(Settings):
+    """How the processes of a run divide the work: data parallel = processes / tp. It changes rounding, never the data."""
+
+    tp: int = Field(1, ge=1)
+    """Ranks that share each matrix (tensor parallel); heads, ffn and vocabulary are divided by it."""
+    sequence: bool = True
+    """With tp > 1, norms and residuals hold 1/tp of the positions of a row (arXiv 2205.05198)."""
+    zero: Literal[0, 1, 2, 3] = 2
+    """What data-parallel ranks divide by FSDP2. 0: nothing. 1: master weights and optimizer state; gradients are summed
+    once a step. 2: gradients too, summed each micro batch. 3: also the weights between uses."""
+    checkpointing: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: none, all but matrix products and attention, or whole blocks."""
+    compile: bool = False
+    """torch.compile each block: slow to start, faster on GPUs."""
+    nproc: int = Field(1, ge=1)
+    """Processes on this machine where the launch does not say (`--nproc`)."""
+
+
 class Checkpoint(Settings):
     """When the whole state is saved: every `every_steps`, at the end of each phase and when the run stops."""
 
@@ -66,10 +84,11 @@ class TrainRun(Settings):
     optimizer: Optimizer
     schedule: Schedule = Schedule()
     loss: Loss = Loss()
+    parallel: Parallel = Parallel()
     micro_batch_rows: int = Field(8, ge=1)
-    """Rows of one forward pass; a global batch is summed over as many as it takes."""
+    """Rows of one forward pass of one data-parallel rank; a global batch is summed over as many as it takes."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: matrix products in bfloat16 (autocast); weights, gradients and optimizer state stay fp32."""
+    """bf16: activations and matrix products in bfloat16; weights, gradients and optimizer state stay fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(1, ge=1)
     """CPU threads. Sums depend on it, so runs are equal bit for bit only at one number; 1 suits small models best."""

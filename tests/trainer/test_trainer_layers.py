@@ -51,15 +51,18 @@ def test_no_two_variants_give_the_same_logits():
 def test_packed_equals_each_document_alone(name):
     model = fp64_model(settings(name))
     tokens, labels, position = packed_rows(3, rows=3)
-    for part in (0, 1):  # cross-entropy, z
-        packed = model.losses(tokens, labels, position)[part]
+    for part in (0, 1):  # cross-entropy, log-partition
+        packed = model.token_losses(tokens, labels, position)[part].square().sum()
         alone = torch.zeros((), dtype=torch.float64)
         for row in range(len(tokens)):
             starts = (position[row] == 0).nonzero().flatten().tolist()
             for begin, end in zip(starts, [*starts[1:], tokens.shape[1]], strict=True):
                 cut = slice(begin, end)
                 alone = (
-                    alone + model.losses(tokens[row, cut][None], labels[row, cut][None], position[row, cut][None])[part]
+                    alone
+                    + model.token_losses(tokens[row, cut][None], labels[row, cut][None], position[row, cut][None])[part]
+                    .square()
+                    .sum()
                 )
         assert packed.item() == pytest.approx(alone.item(), rel=1e-12)
         for a, b in zip(
@@ -75,7 +78,9 @@ def test_the_mask_path_equals_the_path_by_pieces(name, monkeypatch):
     model = fp64_model(settings(name))
     tokens, _, position = packed_rows(5)
     by_piece = model(tokens, position)
-    monkeypatch.setattr(model, "layout", lambda p: Layout(model.cos_TD[p], model.sin_TD[p], None, document_mask(p)))
+    monkeypatch.setattr(
+        model, "layout", lambda p: Layout(len(p), model.cos_TD[p], model.sin_TD[p], None, document_mask(p))
+    )
     torch.testing.assert_close(model(tokens, position), by_piece, rtol=1e-10, atol=1e-10)
 
 

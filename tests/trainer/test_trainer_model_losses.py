@@ -23,7 +23,7 @@ from gristmill.trainer.schema import Goldfish  # noqa: E402
 def test_losses_equal_their_definitions(name):
     model = fp64_model(settings(name))
     tokens, labels, position = packed_rows()
-    entropy, partition = model.losses(tokens, labels, position)
+    entropy, partition = summed(model, tokens, labels, position)
     want_entropy = want_partition = 0.0
     for row, label in zip(model(tokens, position).flatten(0, 1).tolist(), labels.flatten().tolist(), strict=True):
         if label != IGNORE:
@@ -33,6 +33,7 @@ def test_losses_equal_their_definitions(name):
     assert entropy.item() == pytest.approx(want_entropy, rel=1e-12)
     assert partition.item() == pytest.approx(want_partition, rel=1e-12)
     assert torch.equal(model.loss(tokens, labels, position), entropy)
+    assert torch.equal(model.token_loss(tokens, labels, position) == 0, labels == IGNORE)
 
 
 def test_z_loss_is_trained_on_but_not_in_the_reported_loss(toy, run_maker, tmp_path):
@@ -42,7 +43,7 @@ def test_z_loss_is_trained_on_but_not_in_the_reported_loss(toy, run_maker, tmp_p
     for weight in (0.0, 0.1):
         outcome = loop.train(run_maker(loss={"z_loss": weight}, max_steps=30), toy, tmp_path / str(weight))
         records[weight] = read_journal(tmp_path / str(weight) / "metrics.jsonl")
-        partitions[weight] = outcome.model.losses(tokens, labels, position)[1].item()
+        partitions[weight] = summed(outcome.model, tokens, labels, position)[1].item()
     plain, regular = records[0.0], records[0.1]
     assert "z_loss" not in plain[0]
     assert regular[0]["loss"] == plain[0]["loss"]  # the same weights: the cross-entropy alone
@@ -50,6 +51,12 @@ def test_z_loss_is_trained_on_but_not_in_the_reported_loss(toy, run_maker, tmp_p
     assert regular[0]["grad_norm"] != plain[0]["grad_norm"]
     assert partitions[0.1] < partitions[0.0] / 2  # it draws log-partitions to 0
     assert regular[-1]["loss"] < regular[0]["loss"] - 0.3
+
+
+def summed(model, tokens, labels, position):
+    """Cross-entropy and squared log-partitions, each summed."""
+    nll, lse = model.token_losses(tokens, labels, position)
+    return nll.sum(), lse.square().sum()
 
 
 def read_outcome(run, dataset, folder):
