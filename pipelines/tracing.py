@@ -6,17 +6,21 @@ import datetime
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pyarrow.compute as pc
 
 from gristmill.core.docshards import read_table
-from gristmill.core.errors import GristmillError, UsageError
+from gristmill.core.errors import FormatError, GristmillError, UsageError
 from gristmill.core.manifest import all_receipts, read_manifest, stage_folder
 from gristmill.core.tokshards import PackedDataset
 from gristmill.pipelines.inputs import input_places
 from gristmill.pipelines.views import manifests
+
+if TYPE_CHECKING:
+    from gristmill.trainer.edits import Edits
+    from gristmill.trainer.order import DataOrder
 
 
 def dataset_folder(root: Path) -> Path:
@@ -45,6 +49,51 @@ def run_dataset(root: Path, run_id: str | None) -> tuple[str | None, PackedDatas
     if runs[-1]["dataset"] is None:
         raise UsageError(f"the packed shards of training run {runs[-1]['id'][:12]} are gone")
     return runs[-1]["id"], PackedDataset(runs[-1]["dataset"])
+
+
+def run_order(root: Path, run_id: str | None) -> tuple[str | None, PackedDataset, DataOrder]:
+    """`run_dataset` and the data order of that run: its batch ramp and the edits of its newest checkpoint or its output.
+
+    Without a training run it is the order of the packed dataset. Raises FormatError on damaged edits.
+    """
+    from gristmill.trainer.data_schema import Data
+    from gristmill.trainer.order import DataOrder
+
+    run, dataset = run_dataset(root, run_id)
+    if run is None:
+        return None, dataset, DataOrder(dataset.manifest)
+    folder = stage_folder(root, "train") / run
+    settings = _json(folder / "work" / "run.json")
+    if settings is None:
+        settings = next(r.config["run"] for r in all_receipts(root, "train") if r.task == run)
+    try:
+        data = Data.model_validate(settings.get("data", {}))
+    except ValueError as error:
+        raise FormatError(f"{folder} holds no settings that this version reads: {error}") from error
+    return run, dataset, DataOrder(dataset.manifest, data.batch_ramp, _edits(folder))
+
+
+def _edits(folder: Path) -> Edits:
+    """The edits of a run's folder, finished or not: of its newest complete checkpoint, else those it wrote at its end."""
+    from gristmill.trainer.edits import Edits, read_edits
+
+    checkpoints = folder / "work" / "checkpoints"
+    names = sorted((p.name for p in checkpoints.iterdir() if p.name.isdigit()) if checkpoints.is_dir() else [])
+    for name in reversed(names):
+        state = _json(checkpoints / name / "state.json")
+        if state is not None:
+            return Edits.from_json(state.get("edits", []))
+    written = [p for p in (folder / "edits.json", folder / "work" / "edits.json") if p.exists()]
+    return read_edits(written[0]) if written else Edits()
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """None when there is no such file or it is damaged."""
+    try:
+        data = orjson.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
 
 
 def training_runs(root: Path) -> list[dict[str, Any]]:
@@ -82,12 +131,20 @@ def training_runs(root: Path) -> list[dict[str, Any]]:
 
 
 def trace_step(root: Path, step: int, run_id: str | None = None) -> list[dict[str, Any]]:
-    """Every piece of every row of a step's global batch, in row order."""
-    from gristmill.mixes.tracing import trace_rows
-    from gristmill.trainer.order import rows_of_step
+    """Every piece of every row of a step's global batch, in row order, those that the run skips last.
 
-    run, dataset = run_dataset(root, run_id)
-    return _openable(root, run, trace_rows(dataset, root, rows_of_step(dataset, step)))
+    `trained` is false where a piece was skipped or its document blocked. Steps are those of the run.
+    """
+    from gristmill.mixes.tracing import trace_rows
+
+    run, dataset, order = run_order(root, run_id)
+    pairs = order.samples_of_step(step)
+    samples = {row: sample for sample, row in pairs}
+    rows = trace_rows(dataset, root, [*order.rows_of_step(step), *order.skipped(step)])
+    for row in rows:
+        sample = samples.get(row["row"])
+        row["trained"] = sample is not None and sample < order.blocked.get(row["id"], sample + 1)
+    return _openable(root, run, rows)
 
 
 def trace_token(root: Path, address: str, run_id: str | None = None) -> dict[str, Any]:
@@ -205,7 +262,11 @@ def _strings(ids: set[str]) -> Any:
 
 
 def find(root: Path, what: str) -> dict[str, Any]:
-    """A document's fate at every stage and each place it is trained on, by id or URL."""
+    """A document's fate at every stage and each place it is trained on, by id or URL.
+
+    `step` of a place belongs to `run`, the latest training run where it used the current packed dataset; null in rows
+    that it skips or does not reach. Without such a run it is the step of a run without ramp and edits.
+    """
     documents: dict[str, dict[str, Any]] = {}
     known = manifests(root)
     places = input_places(root)
@@ -235,16 +296,27 @@ def find(root: Path, what: str) -> dict[str, Any]:
     trained: list[dict[str, Any]] = []
     if "shards" in known:
         from gristmill.mixes.tracing import find_document
-        from gristmill.trainer.order import step_of_row
 
-        dataset = PackedDataset(dataset_folder(root))
+        dataset, run, order = _current_order(root)
         for doc in documents.values():
             if doc["fate"] == "kept":
                 places_here = find_document(dataset, doc["id"], root)
-                trained += [{**p, "step": step_of_row(dataset, p["phase"], p["row"])} for p in places_here]
+                trained += [{**p, "run": run, "step": order.step_of_row(p["phase"], p["row"])} for p in places_here]
     for doc in documents.values():
         doc["warc_file"] = places.get(doc["warc_file"], doc["warc_file"])
     return {"format": "gristmill-find-1", "documents": list(documents.values()), "places": trained}
+
+
+def _current_order(root: Path) -> tuple[PackedDataset, str | None, DataOrder]:
+    """The packed dataset, the run whose steps are told and their order: the latest run where it trained on this dataset."""
+    from gristmill.trainer.order import DataOrder
+
+    dataset = PackedDataset(dataset_folder(root))
+    runs = training_runs(root)
+    if runs and runs[-1]["dataset"] == dataset.folder:
+        run, _, order = run_order(root, runs[-1]["id"])
+        return dataset, run, order
+    return dataset, None, DataOrder(dataset.manifest)
 
 
 def _decided(known: Any, documents: dict[str, dict[str, Any]]) -> None:
@@ -267,4 +339,5 @@ def render(row: dict[str, Any]) -> str:
     where = f"{row['phase']}:{row['row']}:{row['row_start']}"
     span = f"{row['length']} tokens from token {row['doc_start']} of {row['id'][:12]}"
     proof = "  verified" if row.get("verified") else ""
+    proof += "" if row.get("trained", True) else "  not trained"
     return f"{where:<20} {row['source']:<10} {span}{proof}\n    {row['url']}\n    {row['warc_file']} {row['warc_offset']}+{row['warc_length']}"

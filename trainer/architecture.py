@@ -60,6 +60,9 @@ class Llama3Rope(Settings):
         return self
 
 
+RopeScaling = Annotated[Yarn | Llama3Rope, Field(discriminator="type")]
+
+
 class Model(Settings):
     """A decoder: RMSNorm, grouped-query attention, RoPE, a gated or plain MLP; Llama's shape unless told otherwise."""
 
@@ -82,7 +85,7 @@ class Model(Settings):
     """down(act(gate(x)) * up(x)) with three matrices; false is down(act(up(x))) with two."""
     rope_theta: float = Field(10_000.0, gt=1)
     """Base of the rotary frequencies. Raising it for longer rows is ABF (arXiv 2309.16039)."""
-    rope_scaling: Annotated[Yarn | Llama3Rope, Field(discriminator="type")] | None = None
+    rope_scaling: RopeScaling | None = None
     """Stretches the rotary frequencies for rows longer than those trained on; null leaves them."""
     nope_every: int | None = Field(None, ge=1)
     """Every n-th layer gets no positions (NoPE, arXiv 2501.18795; SmolLM3: 4); null gives all layers RoPE."""

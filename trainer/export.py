@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from gristmill.core.errors import FormatError, UsageError
 from gristmill.trainer.layouts import NATIVE, HFLayout, describe, layout_of, understand
 from gristmill.trainer.model import Decoder
+from gristmill.trainer.parallel.tensor import whole
 from gristmill.trainer.schema import Model
 
 TOP = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
@@ -35,9 +37,12 @@ def exported_name(name: str, layout: HFLayout) -> str:
     return f"model.layers.{block[1]}.{layout.names[block[2]]}{suffix}" if block else TOP[stem] + suffix
 
 
-def export(model: Decoder, special_ids: dict[str, int], folder: Path, *, strict: bool = False) -> None:
+def export(
+    model: Decoder, special_ids: dict[str, int], folder: Path, *, strict: bool = False, write: bool = True
+) -> None:
     """Write model.safetensors (fp32) and config.json into `folder`.
 
+    Of a model over several ranks every rank calls this, since weights are gathered one by one, and one has `write` true.
     A model that no layout of `transformers` holds is written under our own names (model_type gristmill), which only
     `load_exported` reads; `strict` raises UsageError with the reasons instead.
     """
@@ -57,14 +62,19 @@ def export(model: Decoder, special_ids: dict[str, int], folder: Path, *, strict:
         }
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        tensor = parameter.detach().cpu()
+        tensor = whole(parameter)
+        if not write:
+            continue
+        tensor = tensor.cpu()
         if name.startswith(("embed", "head")):
             tensor = tensor[: model.vocab_size]
         tensors[exported_name(name, layout) if layout else name] = tensor.contiguous()
+    if not write:
+        return
     if layout and c.activation == "xielu":  # transformers keeps xIELU's constants as buffers
         for i in range(c.layers):
             for key, value in XIELU_CONSTANTS.items():
-                tensors[f"model.layers.{i}.mlp.act_fn.{key}"] = next(model.parameters()).new_tensor(value).cpu()
+                tensors[f"model.layers.{i}.mlp.act_fn.{key}"] = torch.tensor(value)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config |= {f"{key}_token_id": special_ids.get(key) for key in ("bos", "eos", "pad")}
     (folder / "config.json").write_bytes(orjson.dumps(config, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))

@@ -7,6 +7,7 @@ again gives the bytes of an undisturbed run.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from gristmill.core.errors import FormatError
 
 
 class Journal:
-    """Opened at a step: later records are gone. `complete` journals must hold every step from 1 to it."""
+    """Opened at a step: later records are gone. A `complete` one must hold every step to it, or those `needed`."""
 
-    def __init__(self, path: Path, step: int, *, complete: bool) -> None:
+    def __init__(self, path: Path, step: int, *, complete: bool, needed: Iterable[int] | None = None) -> None:
         kept, size = _prefix(path, step)
-        if complete and kept != list(range(1, step + 1)):
+        wanted = set(range(1, step + 1) if needed is None else needed) if complete else set()
+        if wanted - set(kept) or (complete and len(set(kept)) != len(kept)):
             raise FormatError(
-                f"{path} does not hold steps 1..{step} of its checkpoint",
+                f"{path} does not hold the steps up to {step} of its checkpoint",
                 hint=f"remove {path.parent} to train from the beginning",
             )
         self._file = open(path, "ab")  # noqa: SIM115  closed by close()

@@ -1,8 +1,10 @@
-"""One training run as a process: `python -m gristmill.trainer.launch --run RUN.json --dataset DIR --tokenizer FILE --out DIR`.
+"""A training run as processes: `python -m gristmill.trainer.launch --run RUN.json --dataset DIR --tokenizer FILE --out DIR`.
 
 RUN.json holds the resolved settings of a training run. Started again on the same DIR, it goes on from the last
 checkpoint. DIR gets model.safetensors, config.json, metrics.jsonl, timings.jsonl, generated.txt and summary.json.
-Exit codes: 0 done, 1 failed but resumable, 2 bad usage, 130 stopped by SIGTERM or SIGINT after a checkpoint.
+`--nproc N` (or parallel.nproc) starts N processes on this machine through torchrun; torchrun itself may start this module too,
+on several machines that share DIR. SIGTERM, SIGINT, SIGUSR1 or a file DIR/STOP: save, then exit with 130.
+Exit codes: 0 done, 1 failed but resumable, 2 bad usage, 130 stopped after a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,14 +13,13 @@ import argparse
 import fcntl
 import os
 import select
-import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import orjson
@@ -27,25 +28,46 @@ from pydantic import ValidationError
 from gristmill.core.errors import EXIT_INTERRUPTED, EXIT_OK, FormatError, GristmillError, LeaseHeld, UsageError
 from gristmill.core.hashing import sha256_file
 from gristmill.core.tokshards import PackedDataset
+from gristmill.trainer import outcome, ranks
 from gristmill.trainer.journal import read_journal
+from gristmill.trainer.progress import Progress
 from gristmill.trainer.schema import TrainRun
+from gristmill.trainer.stopping import Stop, signals
 
 FINAL_STEPS = 10  # the final loss is the mean of this many last steps: single batches scatter by tenths of a nat
 LOCK_SECONDS = 30.0  # a killed parent's child needs up to a second to notice and go
+OUTPUTS = ("model.safetensors", "config.json", "metrics.jsonl", "generated.txt", "summary.json")
+FINISHED = "finished.json"  # sha256 of each output, written after all of them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     if options.parent:
         _die_with(options.parent)
+    several, rank = ranks.launched(), ranks.rank()
+    if several and rank:
+        ranks.quiet(rank)
     try:
         run = read_run(options.run)
         _environment(run)
-        with _lock(options.out):
-            return _launch(run, options)
-    except GristmillError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        nproc = options.nproc or run.parallel.nproc
+        if nproc > 1 and not several:
+            ended = ranks.launch(_arguments(options), options.out, nproc)
+        else:
+            ended = outcome.Exit(_train(run, options))
+    except Exception as error:
+        ended = outcome.of_error(error)
+        if not isinstance(error, (GristmillError, OSError)) and not ended.peer:
+            traceback.print_exc()
+    under_ours = several and options.parent is not None  # the process that started the ranks says it once for all
+    if ended.message and not under_ours:
+        print(ended.render(), file=sys.stderr, flush=True)
+    if several:
+        outcome.write(options.out, rank, ended)
+        if ended.code not in (EXIT_OK, EXIT_INTERRUPTED):
+            sys.stderr.flush()
+            os._exit(ended.code)  # the way out of torch.distributed waits for the others
+    return ended.code
 
 
 def read_run(path: Path) -> TrainRun:
@@ -62,50 +84,84 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset", type=Path, required=True, help="packed dataset folder")
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json the dataset was made with")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and results")
+    parser.add_argument("--nproc", type=int, help="processes on this machine (default: the run's parallel.nproc)")
     parser.add_argument("--parent", type=int, help="end when this process is gone or standard input closes")
     return parser.parse_args(argv)
 
 
+def _arguments(options: argparse.Namespace) -> list[str]:
+    """What each rank is started with."""
+    names = ("run", "dataset", "tokenizer", "out")
+    return [text for name in names for text in (f"--{name}", str(getattr(options, name)))]
+
+
 def _environment(run: TrainRun) -> None:
-    """Thread settings that torch reads once, on import."""
+    """Settings that torch reads once, on import; the ranks inherit them."""
     threads = str(run.threads)
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
     # Spinning OpenMP threads beside another busy process fell from 1,500 to 300 tok/s
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings of c10d, once per rank
 
 
-def _launch(run: TrainRun, options: argparse.Namespace) -> int:
-    dataset = PackedDataset(options.dataset)
-    check_tokenizer(dataset, options.tokenizer)
-    if run.verify_shards and (bad := dataset.verify()):
-        raise FormatError(
-            f"{len(bad)} shard files differ from the manifest, first {bad[0]}",
-            hint=f"delete {options.dataset} and run the recipe again: its shards are written anew",
-        )
+def _train(run: TrainRun, options: argparse.Namespace) -> int:
+    """One process' part of the run: all of it, or one rank's."""
+    out: Path = options.out
+    leads = not ranks.launched() or ranks.rank() == 0
+    say = _say if leads else _nothing
+    stop = Stop(out, say)
+    with signals(stop.ask), _lock(out) if leads else nullcontext():
+        if leads:
+            (out / FINISHED).unlink(missing_ok=True)
+        if not ranks.launched():
+            outcome.clear(out)
+            stop.honoured()  # a trigger file of an earlier run, which had ended
+        dataset = PackedDataset(options.dataset)
+        check_tokenizer(dataset, options.tokenizer)
+        if leads and run.verify_shards and (bad := dataset.verify()):
+            raise FormatError(
+                f"{len(bad)} shard files differ from the manifest, first {bad[0]}",
+                hint=f"delete {options.dataset} and run the recipe again: its shards are written anew",
+            )
+        code = _in_torch(run, dataset, options, stop, say, leads)
+        if code == EXIT_INTERRUPTED and leads:
+            stop.honoured()
+        return code
 
+
+def _in_torch(
+    run: TrainRun, dataset: PackedDataset, options: argparse.Namespace, stop: Stop, say: Any, leads: bool
+) -> int:
     import torch
     from tokenizers import Tokenizer
 
     from gristmill.trainer import export, generate, loop
+    from gristmill.trainer.exchange import Exchange
+    from gristmill.trainer.parallel import mesh
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and only hides reads of unset memory
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, frame: _stop(stop, signum, frame))
-    progress = Progress(run.log_every)
-    outcome = loop.train(run, dataset, options.out, report=progress, say=_say, stop=stop.is_set)
-    if not outcome.finished:
-        _say(f"stopped after step {outcome.step} of {outcome.steps}; the same command goes on from there")
+    out: Path = options.out
+    world = mesh.start(loop.pick_device(run.device), run.parallel.tp, run.parallel.zero)
+    exchange = Exchange(world)
+    progress = Progress(run.log_every, say) if leads else _nothing
+    several = {"world": world} if world.size > 1 else {}
+    done = loop.train(run, dataset, out, report=progress, say=say, stop=lambda: stop.agreed(exchange), **several)
+    if not done.finished:
+        say(f"stopped after step {done.step} of {done.steps}; the same command goes on from there")
+        world.close()
         return EXIT_INTERRUPTED
     special_ids = dataset.manifest.special_ids
-    export.export(outcome.model, special_ids, options.out)
+    export.export(done.model, special_ids, out)
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
-    text = generate.write_text(outcome.model, tokenizer, run.generate, special_ids)
-    (options.out / "generated.txt").write_text(text + "\n", encoding="utf-8", errors="replace")
-    summary = summarise(read_journal(options.out / "metrics.jsonl"), outcome.model.params())
-    (options.out / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+    text = generate.write_text(done.model, tokenizer, run.generate, special_ids)
+    if leads:
+        (out / "generated.txt").write_text(text + "\n", encoding="utf-8", errors="replace")
+        summary = summarise(read_journal(out / "metrics.jsonl"), done.model.params())
+        (out / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+        (out / FINISHED).write_bytes(orjson.dumps({name: sha256_file(out / name) for name in OUTPUTS}))
+    world.close()
     return EXIT_OK
 
 
@@ -143,44 +199,12 @@ def _losses(records: list[dict[str, Any]]) -> dict[str, float]:
     return {"first_loss": records[0]["loss"], "final_loss": sum(tail) / len(tail)}
 
 
-class Progress:
-    """Prints a line every `every` steps, on the first and on the last: the speed is the mean since the last line."""
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self.tokens, self.seconds = 0.0, 0.0
-
-    def __call__(self, record: dict[str, Any]) -> None:
-        self.tokens += record["tokens_per_second"] * record["seconds"]
-        self.seconds += record["seconds"]
-        step, steps = record["step"], record["steps"]
-        if step % self.every and step not in (1, steps):
-            return
-        _say(
-            f"step {step:>{len(str(steps))}}/{steps} | {record['phase']} | loss {record['loss']:.3f} | grad {record['grad_norm']:.2f}"
-            f" | lr {record['lr']:.1e} | {thousands(self.tokens / max(self.seconds, 1e-9))} tok/s"
-        )
-        self.tokens, self.seconds = 0.0, 0.0
-
-
-def thousands(value: float) -> str:
-    """950, 9.5k, 31k, 1.2M."""
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if value >= size:
-            scaled = value / size
-            return f"{scaled:.1f}{unit}" if scaled < 10 else f"{scaled:.0f}{unit}"
-    return f"{value:.0f}"
-
-
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _stop(stop: threading.Event, signum: int, frame: FrameType | None) -> None:
-    if stop.is_set():  # the second signal does not wait for the step
-        os._exit(EXIT_INTERRUPTED)
-    _say("stopping after this step")
-    stop.set()
+def _nothing(value: object) -> None:
+    """What a rank that does not lead says."""
 
 
 def _die_with(parent: int) -> None:
@@ -189,10 +213,11 @@ def _die_with(parent: int) -> None:
     Two signs, as either can fail: standard input (a pipe from the parent) closes, unless a fork of the parent holds
     it open; the parent's id changes, seen within half a second.
     """
+    pipe = os.dup(0)  # the process that starts ranks gives them another standard input
 
     def watch() -> None:
         while os.getppid() == parent:
-            if select.select([0], [], [], 0.5)[0] and not os.read(0, 4096):
+            if select.select([pipe], [], [], 0.5)[0] and not os.read(pipe, 4096):
                 break
         os._exit(1)
 

@@ -1,35 +1,46 @@
-"""The training loop: one process on CPU or one GPU, resumed exactly from its last checkpoint.
+"""The training loop of every process of a run, resumed exactly from its last checkpoint.
 
-Per step: a global batch by index, gradients summed over micro batches of loss sum / valid tokens of the global batch,
-a check that all is finite, clip, the optimizer. metrics.jsonl holds only functions of the state, so a killed and resumed run
-gives the same bytes as an undisturbed one (CPU, one thread count); seconds go to timings.jsonl.
+Per step: this rank's rows of the global batch, by index; gradients summed over micro batches and ranks of loss sum / valid
+tokens of the global batch; the guard's judgement; clip and update where it is fit. The host reads numbers only after the
+update. metrics.jsonl holds only functions of the state, so a killed and resumed run gives the same bytes as an
+undisturbed one (CPU, one layout, one thread count); seconds go to timings.jsonl.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from torch import Tensor
 
-from gristmill.core.errors import FormatError, GristmillError, UsageError
-from gristmill.core.settings import dotted, flatten
-from gristmill.core.tokshards import PackedDataset, PackedManifest
-from gristmill.trainer import checkpoint, goldfish, optim
-from gristmill.trainer.data import Batch, batch_of_step
+from gristmill.core.errors import UsageError
+from gristmill.core.tokshards import PackedDataset
+from gristmill.trainer import averaging, optim
+from gristmill.trainer.checkpoint import AVERAGE, MODEL, OPTIMIZER, Checkpoint, restore_rng, rng_state
+from gristmill.trainer.checkpoint_schema import due
+from gristmill.trainer.edits import Edits, edits_at_launch, write_edits
+from gristmill.trainer.gradients import clip_coefficient
+from gristmill.trainer.guards import Guard, Verdict
 from gristmill.trainer.journal import Journal
+from gristmill.trainer.loader import Loader, StepBatch
 from gristmill.trainer.model import Decoder
-from gristmill.trainer.order import samples_after, span_of_step, tokens_after, total_steps
+from gristmill.trainer.order import DataOrder
+from gristmill.trainer.parallel import shard
+from gristmill.trainer.parallel.mesh import World
+from gristmill.trainer.parallel.tensor import local
+from gristmill.trainer.resume import check_resume, with_defaults
+from gristmill.trainer.saver import Checkpoints
 from gristmill.trainer.schedule import LearningRate, SlowAverage
 from gristmill.trainer.schema import TrainRun
-
-FREE = {"log_every", "checkpoint", "generate", "max_steps", "verify_shards", "mixture"}  # may change on resume
-ROUNDING = {"threads", "device"}  # may change, but then sums round differently
+from gristmill.trainer.source_loss import SourceLosses
+from gristmill.trainer.stage_settings import rope_of, staged_manifest
+from gristmill.trainer.startup import build_model, pick_device
+from gristmill.trainer.watch import Watch
 
 Record = dict[str, Any]
 
@@ -41,176 +52,285 @@ class Outcome:
     step: int
     steps: int
     model: Decoder
+    finished: bool
+    averages: dict[str, Tensor]
 
-    @property
-    def finished(self) -> bool:
-        return self.step >= self.steps
-
-
-def build_model(run: TrainRun, manifest: PackedManifest) -> Decoder:
-    """The initial model for a dataset. Raises UsageError when its rotary table is shorter than a phase's rows."""
-    longest = max((phase.seq_len for phase in manifest.phases), default=0)
-    length = run.model.max_seq_len or longest
-    if length < longest:
-        raise UsageError(
-            f"model.max_seq_len is {length}, the dataset has rows of {longest} tokens",
-            hint="raise it, or leave it out to take the longest phase",
-        )
-    compute = torch.bfloat16 if run.precision == "bf16" else None
-    model = Decoder(run.model, manifest.vocab_size, length, compute=compute, checkpointing=run.parallel.checkpointing)
-    model.init_weights(run.seed)
-    return model
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one, else cpu. Raises UsageError when cuda is asked for and absent."""
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
-        raise UsageError("device: cuda, but torch sees no GPU", hint="use device: auto or cpu")
-    return torch.device("cuda" if there and name != "cpu" else "cpu")
+    def averaged(self) -> AbstractContextManager[None]:
+        """The run's averaged weights in the model's place, where it keeps any, for an export."""
+        if not self.averages:
+            return nullcontext()
+        shard.settle(self.model)
+        return averaging.applied(dict(self.model.named_parameters()), self.averages)
 
 
 class Trainer:
-    """One run's state, from its checkpoint or its seed: model, optimizer, step, journals."""
+    """One run's state on one rank, from its checkpoint or its seed: model, optimizer, data order, step, journals."""
 
-    def __init__(self, run: TrainRun, dataset: PackedDataset, out: Path, say: Callable[[str], None]) -> None:
-        self.run, self.dataset, self.out = run, dataset, out
-        self.manifest = dataset.manifest
-        self.steps = min(total_steps(self.manifest), run.max_steps or total_steps(self.manifest))
+    def __init__(
+        self,
+        run: TrainRun,
+        dataset: PackedDataset,
+        out: Path,
+        say: Callable[[str], None],
+        world: World,
+        tokenizer: Path | None = None,
+    ) -> None:
+        self.run, self.dataset, self.out, self.world, self.say = run, dataset, out, world, say
+        self.manifest = staged_manifest(dataset.manifest, run.stages)
+        torch.set_num_threads(run.threads)
+        out.mkdir(parents=True, exist_ok=True)
+        self.checkpoints = Checkpoints(
+            out / "checkpoints", world, run.checkpoint, self.manifest.vocab_size, run.average, say
+        )
+        found = self.checkpoints.latest(say)
+        self.order = self._order(found)
+        self.steps = min(self.order.steps, run.max_steps or self.order.steps)
         if not self.steps:
             raise UsageError(
                 "no phase of the dataset fills one batch", hint="lower the mixture's global batch, or add data"
             )
-        self.rate = LearningRate(run.optimizer.lr, run.schedule, self.manifest)
-        self.slow = SlowAverage(run.optimizer.slow, run.optimizer.betas[0], self.manifest)
+        self.rate = LearningRate(run.optimizer.lr, run.schedule, self.order)
+        self.slow = SlowAverage(run.optimizer.slow, run.optimizer.betas[0], self.order)
         for note in self.rate.notes:
             say(note)
-        self.device = pick_device(run.device)
-        torch.set_num_threads(run.threads)
-        self.model = build_model(run, self.manifest).to(self.device)
-        self.optimizer = optim.build(self.model, run.optimizer)
-        out.mkdir(parents=True, exist_ok=True)
-        self.step = self._resume(say)
-        self.metrics = Journal(out / "metrics.jsonl", self.step, complete=True)
-        self.timings = Journal(out / "timings.jsonl", self.step, complete=False)
+        if found is not None:
+            check_resume(run, dataset.manifest, self.order, found.state, say)
+        self.model = build_model(run, self.manifest, world)
+        self.parameters = dict(self.model.named_parameters())
+        self.optimizer = optim.build(self.model, run.optimizer, world)
+        self.ema = averaging.Ema(self.parameters, run.average) if run.average.kind == "ema" else None
+        self.rope = rope_of(run.model, [p.name for p in self.manifest.phases], run.stages)
+        self._phase: str | None = None
+        self.step = 0
+        guard_state = None
+        if found is not None:
+            self._load(found)
+            guard_state = found.state.get("guard")
+            say(f"resuming after step {found.step} of {self.steps} from {found.folder.name}")
+        self.saved = self.step
+        self.sources = SourceLosses(self.order.sources, world)
+        self.guard = Guard(run.guards, dataset, out, world, world.device, self._newest, say, guard_state)
+        self.loader = Loader(dataset, self.order, world, run, world.device)
+        self.watch = Watch(run, dataset, tokenizer, out, world, self.order, self.model, self.step, say)
+        self.metrics: Journal | None = None
+        self.timings: Journal | None = None
+        self._open_journals()
 
-    def _resume(self, say: Callable[[str], None]) -> int:
-        found = checkpoint.latest(self.out / "checkpoints", say)
-        if found is None:
-            return 0
-        check_resume(self.run, self.manifest, found.state, say)
-        weights, moments = found.tensors()
-        missing, unknown = self.model.load_state_dict(weights, strict=False)
-        if missing or unknown:
-            raise FormatError(f"{found.folder} does not fit the model", hint=f"tensors: {[*missing, *unknown][:3]}")
-        self.optimizer.load_state(moments)
-        say(f"resuming after step {found.step} of {self.steps} from {found.folder.name}")
-        return found.step
+    # --- one step
 
-    def train_step(self) -> Record:
-        """Train one global batch. Raises GristmillError before a loss or gradient that is not finite is applied."""
-        step = self.step + 1
-        phase = span_of_step(self.manifest, step).phase.name
-        batch = batch_of_step(self.dataset, step)
-        if self.run.loss.goldfish is not None:
-            batch = goldfish.mask_labels(batch, self.run.loss.goldfish)
-        valid = batch.valid_tokens
-        parts = [self._micro(part, valid) for part in batch.micro(self.run.micro_batch_rows)]
-        loss, z_loss = (torch.stack(column).sum() for column in zip(*parts, strict=True))
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        loss_value, norm_value = loss.item(), norm.item()
-        for what, value in (("loss", loss_value), ("gradient norm", norm_value)):
-            if not math.isfinite(value):
-                raise GristmillError(
-                    f"step {step}, phase {phase}: {what} is {value}; nothing was applied",
-                    hint="lower optimizer.lr or lengthen the warm-up; `gristmill trace --step` shows the step's documents",
-                )
-        if self.run.optimizer.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.run.optimizer.clip, norm)
-        lr = self.rate.lr(step)
+    def train_step(self, step: int) -> tuple[Record, Verdict | None]:
+        """Train one global batch, and say what the guard makes of it. Collective.
+
+        Raises GristmillError where the guard ends the run, before a loss or gradient that is not finite is applied.
+        """
+        heart = self.watch.health.heart
+        heart.at(step, "batch")
+        batch = self.loader.batch(step)
+        self._enter(batch.phase)
+        heart.at(step, "compute")
+        sums = self.world.sum_data(self.backward(batch)) / max(batch.valid_tokens, 1)
+        norm = self.optimizer.norm()
+        ok, numbers = self.guard.judge(sums[0], norm)
+        heart.at(step, "update")
+        lr, clip = self.rate.lr(step), self.run.optimizer.clip
         self.optimizer.at(lr, self.slow.at(step))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step = step
-        return {
+        self.optimizer.step(None if clip is None else clip_coefficient(norm, clip), ok)
+        self.optimizer.zero_grad()
+        loss, z_loss, *judged = torch.cat([sums, numbers]).tolist()  # from here on the host knows
+        sources = self.sources.take()
+        heart.at(step, "report")
+        verdict = self.guard.after(step, judged, self.order)
+        applied = verdict is None or verdict.applied
+        if self.ema is not None and applied:
+            self.ema.update(step)
+        record = {
             "step": step,
-            "phase": phase,
-            "loss": loss_value,
-            "grad_norm": norm_value,
+            "phase": batch.phase,
+            "loss": loss,
+            "grad_norm": judged[1],
             "lr": lr,
-            "tokens": tokens_after(self.manifest, step),
-            "samples": samples_after(self.manifest, step),
-            "valid_tokens": valid,
-            **({"z_loss": z_loss.item()} if self.run.loss.z_loss else {}),
+            "tokens": self.order.tokens_after(step),
+            "samples": self.order.samples_after(step),
+            "valid_tokens": batch.valid_tokens,
+            **({"z_loss": z_loss} if self.run.loss.z_loss else {}),
+            **({"source_loss": sources} if len(self.order.sources) > 1 else {}),
+            **({} if applied else {"applied": False}),
         }
+        return record, verdict
 
-    def _micro(self, part: Batch, valid: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Backward of one micro batch; its share of the global batch's mean cross-entropy and z-loss, in float64."""
-        tokens_BT, labels_BT, position_BT = (
-            torch.from_numpy(a).to(self.device) for a in (part.tokens_BT, part.labels_BT, part.position_BT)
-        )
-        if self.run.loss.z_loss:
-            nll_BT, lse_BT = self.model.token_losses(tokens_BT, labels_BT, position_BT)
-            entropy, z_loss = nll_BT.sum(), self.run.loss.z_loss * lse_BT.square().sum()
-            total = entropy + z_loss
+    def backward(self, batch: StepBatch) -> Tensor:
+        """Gradients of a step's rows of this rank. Returns its cross-entropy and z-loss, summed in float64: (2,)."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        weights_S = self._weights(batch.phase)
+        first = 0
+        for i, micro in enumerate(batch.micros):
+            shard.before_micro_batch(self.model, self.run.parallel.zero, i == len(batch.micros) - 1)
+            given = (micro.tokens_BT, micro.labels_BT, micro.position_BT)
+            z_loss: Tensor | None = None
+            if self.run.loss.z_loss:
+                nll_BT, lse_BT = self.model.token_losses(*given)
+                z_loss = self.run.loss.z_loss * lse_BT.square().sum()
+            else:
+                nll_BT = self.model.token_loss(*given)
+            entropy = nll_BT.sum()
+            total = entropy if weights_S is None else (nll_BT * weights_S[micro.source_BT.long()]).sum()
+            total = total if z_loss is None else total + z_loss
+            (total / max(batch.valid_tokens, 1)).backward()  # type: ignore[no-untyped-call]
+            sums[0] += entropy.detach()
+            if z_loss is not None:
+                sums[1] += z_loss.detach()
+            if len(self.order.sources) > 1:
+                self.sources.add(nll_BT, micro.labels_BT, micro.source_BT)
+            rows = batch.rows[first : first + len(micro.tokens_BT)]
+            self.guard.ring.add(batch.step, rows, nll_BT, micro.labels_BT)
+            first += len(micro.tokens_BT)
+        return sums
+
+    def _weights(self, phase: str) -> Tensor | None:
+        """(sources + 1,) loss weights of a phase, the last for labels without a source; None: all 1."""
+        own = self.run.stages[phase].loss_weights if phase in self.run.stages else {}
+        if not own:
+            return None
+        return torch.tensor([*(own.get(name, 1.0) for name in self.order.sources), 1.0], device=self.world.device)
+
+    def _enter(self, phase: str) -> None:
+        """The rotary settings of a stage, where they differ from the last one's."""
+        if phase != self._phase and self.run.stages:
+            self.model.set_rope(self.rope[phase])
+        self._phase = phase
+
+    # --- the data order
+
+    def next_step(self) -> int | None:
+        step = self.order.next_step(self.step)
+        return step if step is not None and step <= self.steps else None
+
+    def follow(self, verdict: Verdict) -> bool:
+        """Do what the guard said. Returns whether the step counts (as trained or left out): else it runs again, or the run
+        went back."""
+        if verdict.edits:
+            self.order = self.order.edited(*verdict.edits)
+        if verdict.action == "rewind":
+            self._rewind(verdict.to_step or 0)
+        counts = verdict.action in ("warn", "skip_update")
+        if verdict.edits:
+            self.loader.reset(self.order, self.order.next_step(verdict.step if counts else self.step) or self.steps)
+        return counts
+
+    def _order(self, found: Checkpoint | None) -> DataOrder:
+        run = self.run
+        if found is None:
+            edits = edits_at_launch(run.data, None)
         else:
-            total = entropy = self.model.loss(tokens_BT, labels_BT, position_BT)
-            z_loss = entropy.new_zeros(())
-        (total / max(valid, 1)).backward()  # type: ignore[no-untyped-call]
-        return entropy.detach().double() / max(valid, 1), z_loss.detach().double() / max(valid, 1)
+            ramp = TrainRun.model_validate(with_defaults(found.state["run"])).data.batch_ramp
+            saved = Edits.from_json(found.state.get("edits", []))
+            at = {"step": found.step, "sample": int(found.state["samples"])}
+            edits = edits_at_launch(run.data, saved, ramp=ramp, **at)
+        return DataOrder(self.manifest, run.data.batch_ramp, edits)
+
+    def _newest(self, before: int) -> int:
+        """The step of the newest whole checkpoint before a step, 0 if there is none."""
+        self.checkpoints.wait()
+        found = self.checkpoints.latest(self.say, before - 1)
+        return found.step if found is not None else 0
+
+    def _rewind(self, step: int) -> None:
+        """Go back to the state after `step`; the edits of the order stay."""
+        state: Record | None = None
+        if step:
+            found = self.checkpoints.open(step)
+            self._load(found)
+            state = found.state.get("guard")
+        else:
+            self.model.init_weights(self.run.seed)
+            for state_tensor in self.optimizer.state_tensors().values():
+                local(state_tensor).zero_()
+            if self.ema is not None:
+                self.ema = averaging.Ema(self.parameters, self.run.average)
+            self.step = 0
+        self.checkpoints.forget_after(self.step)
+        self.saved = self.step
+        self._phase = None
+        self.guard.rewound(state)
+        self.watch.rewind(self.step)
+        self._open_journals()
+
+    # --- the state on disk
+
+    def _load(self, found: Checkpoint) -> None:
+        shard.settle(self.model)
+        self.checkpoints.load(found, {MODEL: self.parameters, OPTIMIZER: self.optimizer.state_tensors()})
+        if self.ema is not None:
+            self.ema.load(self.checkpoints, found)
+        restore_rng(found.state.get("rng", {}))
+        self.step = found.step
 
     def save(self) -> None:
-        """Checkpoint the state after the current step; journals first, as a resume relies on them."""
-        self.metrics.sync()
+        """Checkpoint the state after the current step; journals first, as a resume relies on them. Collective."""
+        self.watch.health.heart.at(self.step, "save")
+        self.loader.check()
+        if self.metrics is not None:
+            self.metrics.sync()
+        self.watch.before_save()
         state = {
             "step": self.step,
-            "samples": samples_after(self.manifest, self.step),
-            "tokens": tokens_after(self.manifest, self.step),
-            "dataset_digest": self.manifest.digest,
+            "samples": self.order.samples_after(self.step),
+            "tokens": self.order.tokens_after(self.step),
+            "dataset_digest": self.manifest_digest,
             "vocab_size": self.manifest.vocab_size,
+            "edits": self.order.edits.to_json(),
+            "edits_digest": self.order.edits.digest,
+            "guard": self.guard.state_dict(),
+            "rng": rng_state(),
             "run": self.run.model_dump(mode="json"),
             "torch": torch.__version__,
         }
-        moments = self.optimizer.state_tensors()
-        checkpoint.save(self.out / "checkpoints", state, self.model.state_dict(), moments, self.run.checkpoint.keep)
+        parts: dict[str, dict[str, Tensor]] = {MODEL: dict(self.parameters), OPTIMIZER: self.optimizer.state_tensors()}
+        if self.ema is not None and (averages := self.ema.tensors()):
+            parts[AVERAGE] = averages
+        self.checkpoints.begin(state, parts)
+        if self.world.leads and len(self.order.edits):
+            write_edits(self.out / "edits.json", self.order.edits)
+        self.watch.after_save(self.step)
+        self.saved = self.step
+
+    @property
+    def manifest_digest(self) -> str:
+        """Of the dataset as it is, whatever this run's `stages` say."""
+        return self.dataset.manifest.digest
+
+    def edge(self) -> bool:
+        """Whether the current step ends a stage or the run."""
+        return self.step == self.steps or any(self.step == phase.last_step for phase in self.order.phases)
 
     def due(self) -> bool:
         """Whether a checkpoint falls on the current step."""
-        edge = self.step == span_of_step(self.manifest, self.step).last_step
-        return edge or self.step == self.steps or self.step % self.run.checkpoint.every_steps == 0
+        return self.edge() or due(self.step, self.run.checkpoint, self.run.average)
 
+    def averages(self) -> dict[str, Tensor]:
+        """The averaged weights to export, empty where the run keeps none. Collective."""
+        if self.run.average.kind == "last_k":
+            return averaging.last_k_mean(self.checkpoints, self.parameters, self.run.average, self.step)
+        return {} if self.ema is None or not self.ema.tensors() else self.ema.averages
 
-def check_resume(run: TrainRun, manifest: PackedManifest, state: Record, say: Callable[[str], None]) -> None:
-    """Raises UsageError when a checkpoint belongs to another dataset, vocabulary or run."""
-    remedy = "give another --out, or remove this one to train from the beginning"
-    if state["dataset_digest"] != manifest.digest:
-        raise UsageError(
-            f"the checkpoint was trained on dataset {state['dataset_digest'][:12]}, this one is {manifest.digest[:12]}",
-            hint=remedy,
-        )
-    if state["vocab_size"] != manifest.vocab_size:
-        raise UsageError(
-            f"the checkpoint has {state['vocab_size']} ids, the dataset {manifest.vocab_size}", hint=remedy
-        )
-    if state["samples"] != samples_after(manifest, state["step"]):
-        raise FormatError(f"the checkpoint of step {state['step']} stands at sample {state['samples']}", hint=remedy)
-    old, new = flatten(with_defaults(state["run"])), flatten(run.model_dump(mode="json"))
-    for path in sorted({*old, *new}, key=dotted):
-        if old.get(path) == new.get(path) or path[0] in FREE:
-            continue
-        change = f"{dotted(path)} {old.get(path)} -> {new.get(path)}"
-        if path[0] not in ROUNDING:
-            raise UsageError(f"the checkpoint was made with other settings: {change}", hint=remedy)
-        say(f"resuming with {change}: not equal bit for bit to one undisturbed run")
+    def _open_journals(self) -> None:
+        self._close_journals()
+        if self.world.leads:
+            needed = [step for step in range(1, self.step + 1) if self.order.samples_of_step(step)]
+            self.metrics = Journal(self.out / "metrics.jsonl", self.step, complete=True, needed=needed)
+            self.timings = Journal(self.out / "timings.jsonl", self.step, complete=False)
 
+    def _close_journals(self) -> None:
+        for journal in (self.metrics, self.timings):
+            if journal is not None:
+                journal.close()
 
-def with_defaults(run: Record) -> Record:
-    """A checkpoint's settings with those that did not exist yet when it was made, at their defaults."""
-    try:
-        return TrainRun.model_validate(run).model_dump(mode="json")
-    except ValidationError:
-        return run  # made by a later version: its settings are compared as they stand
+    def close(self) -> None:
+        self._close_journals()
+        self.loader.close()
+        self.guard.close()
+        self.watch.close()
+        self.checkpoints.close()
 
 
 def train(
@@ -221,32 +341,52 @@ def train(
     report: Callable[[Record], None] = lambda record: None,
     say: Callable[[str], None] = lambda text: None,
     stop: Callable[[], bool] = lambda: False,
+    world: World | None = None,
+    tokenizer: Path | None = None,
 ) -> Outcome:
     """Train to the end of the dataset (or run.max_steps), or until `stop()` is true after a step.
 
     Writes checkpoints, metrics.jsonl and timings.jsonl under `out` and goes on from what it finds there. `report` gets
-    each step's metrics with `steps`, `seconds` and `tokens_per_second` added. Raises UsageError or FormatError before
-    training on what does not fit, GristmillError at a step that is not finite.
+    each step's metrics with `steps` and its timing added. Every process of `world` (None: this one alone) calls this;
+    `stop` must give the same on all. Raises UsageError or FormatError before training on what does not fit,
+    GristmillError where a guard ends the run.
     """
-    trainer = Trainer(run, dataset, out, say)
+    world = world or World(pick_device(run.device))
+    trainer = Trainer(run, dataset, out, say, world, tokenizer)
     try:
-        while trainer.step < trainer.steps:
-            before, began = tokens_after(dataset.manifest, trainer.step), time.perf_counter()
-            record = trainer.train_step()
-            seconds = time.perf_counter() - began
-            timing = {
-                "seconds": round(seconds, 6),
-                "tokens_per_second": round((record["tokens"] - before) / seconds, 1),
-            }
-            trainer.metrics.write(record)
-            trainer.timings.write({"step": record["step"], **timing})
-            stopping = stop()
-            if trainer.due() or stopping:
-                trainer.save()
-            report({**record, **timing, "steps": trainer.steps})
-            if stopping:
-                break
+        finished = _run(trainer, report, stop)
+        trainer.checkpoints.wait()
+        averages = trainer.averages() if finished else {}
     finally:
-        trainer.metrics.close()
-        trainer.timings.close()
-    return Outcome(trainer.step, trainer.steps, trainer.model)
+        trainer.close()
+    return Outcome(trainer.step, trainer.steps, trainer.model, finished, averages)
+
+
+def _run(trainer: Trainer, report: Callable[[Record], None], stop: Callable[[], bool]) -> bool:
+    """Steps until the run ends (True) or is told to stop (False)."""
+    while (step := trainer.next_step()) is not None:
+        before, began = trainer.order.tokens_after(step - 1), time.perf_counter()
+        waited = trainer.loader.wait_seconds
+        record, verdict = trainer.train_step(step)
+        seconds = time.perf_counter() - began
+        waited = trainer.loader.wait_seconds - waited
+        if verdict is not None and not trainer.follow(verdict):
+            continue
+        trainer.step = step
+        timing = trainer.watch.timing(step, record["tokens"] - before, seconds, waited)
+        if trainer.metrics is not None and trainer.timings is not None:
+            trainer.metrics.write(record)
+            trainer.timings.write({"step": step, **timing})
+        trainer.watch.after_step({**record, **timing}, trainer.edge())
+        stopping = stop()
+        if trainer.due() or stopping:
+            trainer.save()
+        trainer.checkpoints.poll()
+        report({**record, **timing, "steps": trainer.steps})
+        if stopping and trainer.next_step() is not None:
+            trainer.loader.finish()
+            return False
+    trainer.loader.finish()
+    if trainer.saved != trainer.step:  # the last steps were skipped
+        trainer.save()
+    return True

@@ -8,13 +8,16 @@ the momentum is an average, weight decay is lr x weight_decay without the shape'
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gristmill.trainer import optim_schema
+from gristmill.trainer.gradients import unless
+from gristmill.trainer.optim_shards import Layout, from_owner, to_owner
+from gristmill.trainer.parallel.mesh import World
 
 EPS = 1e-7  # smallest norm divided by, as Jordan's
 STATE = ("momentum_buffer",)
@@ -48,36 +51,61 @@ def shape_factor(scale: str, rows: int, columns: int) -> float:
     return math.sqrt(max(1.0, rows / columns))
 
 
-class Muon(torch.optim.Optimizer):
-    """Groups need "lr" and "weight_decay"; every parameter must have two dimensions.
+def cost(shape: tuple[int, ...]) -> int:
+    """Newton-Schulz' operations per step for a shape: 4 m^2 M + 2 m^3 for m = min, M = max."""
+    small, large = sorted(shape)
+    return 4 * small**2 * large + 2 * small**3
 
-    Only `orthogonal` looks at a whole matrix, all else is element by element: a sharded version gathers there.
+
+class Muon(torch.optim.Optimizer):
+    """Groups need "lr" and "weight_decay". Parameters are each rank's local parts of matrices; state must be there.
+
+    All is element by element but Newton-Schulz, which needs the whole matrix. With several processes, rounds of one
+    matrix per rank, the costliest first so that those of a round cost about the same, go to their owners and back in the
+    precision of Newton-Schulz: the result is that of one process, and a rank holds one whole matrix at a time.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], settings: optim_schema.Muon) -> None:
+    found_inf: Tensor | None = None  # set by who steps, as for torch's optimizers: where 1, nothing changes
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        settings: optim_schema.Muon,
+        layouts: Mapping[Tensor, Layout],
+        world: World,
+    ) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
-        self.settings = settings
-        assert all(p.dim() == 2 for group in self.param_groups for p in group["params"])
+        self.settings, self.layouts, self.world = settings, layouts, world
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._step(p, p.grad, group["lr"], group["weight_decay"])
+        work = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        work.sort(key=lambda row: -cost(self.layouts[row[0]].shape))  # stable: ties as in the groups, on every rank
+        skip = None if self.found_inf is None else self.found_inf != 0
+        for i in range(0, len(work), self.world.size):
+            matrices = work[i : i + self.world.size]
+            with unless(skip, [t for p, _ in matrices for t in (p, *self.state[p].values())]):
+                self._round(matrices)
 
-    def _step(self, p: Tensor, grad: Tensor, lr: float, weight_decay: float) -> None:
-        c = self.settings
-        state = self.state[p]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(grad)
-        average = state["momentum_buffer"]
-        average.lerp_(grad, 1 - c.momentum)
-        update = self.orthogonal(grad.lerp(average, c.momentum) if c.nesterov else average)
-        p.mul_(1 - lr * weight_decay)
-        p.add_(update, alpha=-lr * shape_factor(c.scale, *p.shape))
+    def _round(self, matrices: list[tuple[Tensor, dict[str, Any]]]) -> None:
+        updates = self.orthogonal([self._momentum(p) for p, _ in matrices], [self.layouts[p] for p, _ in matrices])
+        for (p, group), update in zip(matrices, updates, strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update, alpha=-group["lr"] * shape_factor(self.settings.scale, *self.layouts[p].shape))
 
-    def orthogonal(self, update: Tensor) -> Tensor:
-        """The direction of a step for a whole matrix."""
+    def _momentum(self, p: Tensor) -> Tensor:
+        c, average = self.settings, self.state[p]["momentum_buffer"]
+        assert p.grad is not None
+        average.lerp_(p.grad, 1 - c.momentum)
+        return p.grad.lerp(average, c.momentum) if c.nesterov else average
+
+    def orthogonal(self, parts: list[Tensor], rows: list[Layout]) -> list[Tensor]:
+        """This rank's parts of the directions of a round's matrices."""
         c = self.settings
-        return newton_schulz(update, c.ns_coefficients, c.ns_steps, PRECISION[c.ns_precision])
+        dtype = PRECISION[c.ns_precision]
+        if self.world.size == 1:
+            return [newton_schulz(part, c.ns_coefficients, c.ns_steps, dtype) for part in parts]
+        whole = to_owner([part.to(dtype) for part in parts], rows, self.world)
+        if whole is not None:
+            whole = newton_schulz(whole, c.ns_coefficients, c.ns_steps, dtype)
+        return from_owner(whole, rows, parts[0].new_empty(0, dtype=dtype), self.world)

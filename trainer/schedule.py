@@ -9,8 +9,7 @@ Warm-up opens the run, or any phase that sets `warmup_steps` or that the run rew
 tokens trained, so phases with other batches or sequence lengths bend nothing. (Warmup-stable-decay: Hu et al.,
 arXiv 2404.06395; 1-sqrt: Haegele et al., arXiv 2405.18392.)
 
-A batch-size warm-up has no setting: a step's rows are fixed when a phase is packed. Its steps are phases with a growing
-`global_batch` in the mixture, over which warm-up and decays run on.
+A batch-size warm-up (data.batch_ramp) changes the tokens of a step, so warm-ups and decays go on over it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from typing import Any
 from gristmill.core.errors import UsageError
 from gristmill.core.tokshards import PackedManifest
 from gristmill.trainer.optim_schema import AdEMAMix, Rewarm, Schedule
-from gristmill.trainer.order import Span, spans
+from gristmill.trainer.order import DataOrder, order_of
+from gristmill.trainer.ramp import PhaseSpan
 
 KINDS = ("stable", "decay", "full")
 KEYS = ("phase", "shape", "to", "warmup_steps")
@@ -37,32 +37,23 @@ SHAPES: dict[str, Callable[[float], float]] = {
 class Clock:
     """Tokens and steps of a run: positions (rows x seq_len), padding included. Steps count from 1."""
 
-    def __init__(self, manifest: PackedManifest) -> None:
-        self.spans = spans(manifest)
-        self.steps = self.spans[-1].last_step if self.spans else 0
-        self._before = [0]  # tokens before each span
-        for span in self.spans:
-            self._before.append(self._before[-1] + span.phase.batches * per_step(span))
-        self.tokens = self._before[-1]
+    def __init__(self, data: PackedManifest | DataOrder) -> None:
+        self.order = order_of(data)
+        self.phases = self.order.phases
+        self.steps = self.order.steps
+        self.tokens = self.order.tokens
 
     def after(self, step: int) -> int:
         """Tokens trained once `step` is done; 0 before the first."""
-        for span, before in zip(self.spans, self._before, strict=False):
-            if step <= span.last_step:
-                return before + max(0, step - span.first_step + 1) * per_step(span)
-        return self.tokens
+        return self.order.tokens_after(step)
 
     def reaches(self, tokens: int) -> int:
         """The first step after which at least so many tokens are trained; the last step when none is."""
-        for span, before in zip(self.spans, self._before, strict=False):
-            if tokens <= before + span.phase.batches * per_step(span):
-                return span.first_step - 1 + max(0, math.ceil((tokens - before) / per_step(span)))
+        for span in self.order.spans:
+            before = self.after(span.first_step - 1)
+            if tokens <= before + span.steps * span.tokens_per_step:
+                return span.first_step - 1 + max(0, math.ceil((tokens - before) / span.tokens_per_step))
         return self.steps
-
-
-def per_step(span: Span) -> int:
-    """Tokens of one step of a phase."""
-    return span.phase.batch_rows * span.phase.seq_len
 
 
 @dataclass(frozen=True)
@@ -99,9 +90,9 @@ class LearningRate:
     `notes` says, for people, where the schedule is not what a reader of the settings would expect.
     """
 
-    def __init__(self, peak: float, schedule: Schedule, manifest: PackedManifest) -> None:
+    def __init__(self, peak: float, schedule: Schedule, data: PackedManifest | DataOrder) -> None:
         self.peak = peak
-        self.clock = Clock(manifest)
+        self.clock = Clock(data)
         self.notes: list[str] = []
         rewarm = _rewarmed(schedule, self.clock)
         by_blocks = schedule.kind == "wsd" and schedule.decay_tokens is None
@@ -111,7 +102,7 @@ class LearningRate:
             segments = _segments(schedule, self.clock, rewarm)
         else:
             segments = _whole_run(schedule, self.clock)
-            if unused := [s.phase.name for s in self.clock.spans if _block(s).get("phase", "stable") != "stable"]:
+            if unused := [s.phase.name for s in self.clock.phases if _block(s).get("phase", "stable") != "stable"]:
                 self.notes.append(f"the run's {schedule.kind} schedule replaces the lr of phase {', '.join(unused)}")
         self.segments = [self._capped(segment) for segment in segments]
 
@@ -144,7 +135,7 @@ class LearningRate:
 
 def _rewarmed(schedule: Schedule, clock: Clock) -> dict[str, Segment]:
     """A rise for each phase the run rewarms."""
-    found = {span.phase.name: span for span in clock.spans}
+    found = {span.phase.name: span for span in clock.phases}
     out = {}
     for item in schedule.rewarm:
         span = found.get(item.phase)
@@ -153,10 +144,10 @@ def _rewarmed(schedule: Schedule, clock: Clock) -> dict[str, Segment]:
                 f"schedule.rewarm names phase {item.phase!r}, which has no step in this dataset",
                 hint=f"phases: {', '.join(found)}",
             )
-        steps = _rise_steps(item, span)
-        if steps > span.phase.batches:
+        steps = _rise_steps(item, span, clock)
+        if steps > span.steps:
             raise UsageError(
-                f"schedule.rewarm: phase {item.phase!r} rises over {steps} steps, it has {span.phase.batches}",
+                f"schedule.rewarm: phase {item.phase!r} rises over {steps} steps, it has {span.steps}",
                 hint="shorten the rise",
             )
         first = span.first_step
@@ -164,8 +155,12 @@ def _rewarmed(schedule: Schedule, clock: Clock) -> dict[str, Segment]:
     return out
 
 
-def _rise_steps(item: Rewarm, span: Span) -> int:
-    return item.steps if item.steps is not None else math.ceil((item.tokens or 0) / per_step(span))
+def _rise_steps(item: Rewarm, span: PhaseSpan, clock: Clock) -> int:
+    if item.steps is not None:
+        return item.steps
+    end = clock.after(span.first_step - 1) + (item.tokens or 0)
+    over = end > clock.after(span.last_step)  # one more than there are: the clock may end with the phase
+    return span.steps + 1 if over else clock.reaches(end) - span.first_step + 1
 
 
 def _whole_run(schedule: Schedule, clock: Clock) -> list[Segment]:
@@ -186,7 +181,7 @@ def _whole_run(schedule: Schedule, clock: Clock) -> list[Segment]:
 
 def _decay_start(tokens: int, clock: Clock) -> int:
     """First step of a decay over the last tokens. A new mixture of sources should come with it, not before or after."""
-    if any(_block(span).get("phase", "stable") != "stable" for span in clock.spans):
+    if any(_block(span).get("phase", "stable") != "stable" for span in clock.phases):
         raise UsageError(
             "schedule.decay_tokens is given, and the mixture's phases say where the learning rate decays",
             hint="keep one of them: remove decay_tokens, or the `lr` of the phases",
@@ -198,7 +193,7 @@ def _decay_start(tokens: int, clock: Clock) -> int:
     # after(first - 1) <= total - tokens: rounded up to whole steps
     left = clock.tokens - tokens
     first = clock.reaches(left) + (1 if clock.after(clock.reaches(left)) == left else 0)
-    edges = [span.first_step for span in clock.spans]
+    edges = [span.first_step for span in clock.phases]
     if len(edges) > 1 and first not in edges:
         fits = ", ".join(f"{clock.tokens - clock.after(edge - 1):,}" for edge in edges)
         raise UsageError(
@@ -238,7 +233,7 @@ def _segments(schedule: Schedule, clock: Clock, rewarm: dict[str, Segment]) -> l
     """The phases' own blocks. Neighbours of one rule become one segment."""
     out: list[Segment] = []
     previous: tuple[str, str | None, float] | None = None
-    for span in clock.spans:
+    for span in clock.phases:
         block = _block(span)
         kind = block.get("phase", "stable")
         shape = None if kind == "stable" else block.get("shape", schedule.decay)
@@ -270,7 +265,7 @@ def _segments(schedule: Schedule, clock: Clock, rewarm: dict[str, Segment]) -> l
     return out
 
 
-def _block(span: Span) -> dict[str, Any]:
+def _block(span: PhaseSpan) -> dict[str, Any]:
     block = {k: v for k, v in span.phase.lr.items() if v is not None}
     unknown = [k for k in block if k not in KEYS]
     if unknown:
@@ -280,7 +275,7 @@ def _block(span: Span) -> dict[str, Any]:
     return block
 
 
-def _check(span: Span, kind: str, shape: str | None, to: float, previous: str | None) -> None:
+def _check(span: PhaseSpan, kind: str, shape: str | None, to: float, previous: str | None) -> None:
     """`previous` is the rule of the phase before, None when this one rises anew."""
     name = f"phase {span.phase.name!r}"
     if kind not in KINDS:
@@ -306,9 +301,9 @@ class Mixing:
 class SlowAverage:
     """The warm-ups of AdEMAMix over the run (arXiv 2409.03137, section 3): at(step) for steps from 1."""
 
-    def __init__(self, settings: AdEMAMix, beta1: float, manifest: PackedManifest) -> None:
+    def __init__(self, settings: AdEMAMix, beta1: float, data: PackedManifest | DataOrder) -> None:
         self.settings, self.beta1 = settings, beta1
-        self.clock = Clock(manifest)
+        self.clock = Clock(data)
         if settings.warmup_steps is not None:
             # its tokens when the run is shorter than the warm-up: the last step stands part of the way
             self._length: float = self.clock.tokens * settings.warmup_steps / max(1, self.clock.steps)
@@ -347,8 +342,8 @@ def sqrt_rule(lr: float, batch: int, new_batch: int) -> float:
     return lr * math.sqrt(new_batch / batch)
 
 
-def batch_hints(lr: float, manifest: PackedManifest) -> dict[str, float]:
-    """{phase: the square-root rule's peak} for phases whose tokens per step differ from the first phase's."""
-    run = spans(manifest)
-    first = per_step(run[0]) if run else 0
-    return {s.phase.name: sqrt_rule(lr, first, per_step(s)) for s in run if per_step(s) != first}
+def batch_hints(lr: float, data: PackedManifest | DataOrder) -> dict[str, float]:
+    """{phase: the square-root rule's peak} for phases whose tokens per whole batch differ from the first phase's."""
+    sizes = {s.phase.name: s.phase.batch_rows * s.phase.seq_len for s in order_of(data).phases}
+    first = next(iter(sizes.values()), 0)
+    return {name: sqrt_rule(lr, first, size) for name, size in sizes.items() if size != first}

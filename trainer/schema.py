@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from gristmill.core.settings import Settings
 from gristmill.trainer.architecture import Model as Model
+from gristmill.trainer.branch_schema import Branch
+from gristmill.trainer.checkpoint_schema import Average as Average
+from gristmill.trainer.checkpoint_schema import Checkpoint as Checkpoint
+from gristmill.trainer.data_schema import Data as Data
+from gristmill.trainer.guard_schema import Guards as Guards
+from gristmill.trainer.ladder_schema import Ladder
 from gristmill.trainer.optim_schema import Optimizer as Optimizer
 from gristmill.trainer.optim_schema import Schedule as Schedule
 from gristmill.trainer.sizes import padded_vocab as padded_vocab
+from gristmill.trainer.stage_settings import StageSettings
+from gristmill.trainer.watch_schema import Evaluate, Gallery, Tracker
 
 
 class Goldfish(Settings):
@@ -53,14 +61,6 @@ class Parallel(Settings):
     """Processes on this machine where the launch does not say (`--nproc`)."""
 
 
-class Checkpoint(Settings):
-    """When the whole state is saved: every `every_steps`, at the end of each phase and when the run stops."""
-
-    every_steps: int = Field(100, ge=1)
-    keep: int = Field(2, ge=1)
-    """Newest checkpoints kept; older ones are removed after a new one is complete."""
-
-
 class Generate(Settings):
     """The line of text written at the end of a run."""
 
@@ -75,15 +75,22 @@ class Generate(Settings):
 class TrainRun(Settings):
     """One training run: the whole surface of a training-run YAML."""
 
+    model_config = ConfigDict(populate_by_name=True)  # `from` is a word of Python's
+
     gristmill_train: Literal[1]
     mixture: str
     """Name or path of the mixture this run is meant for (recorded, and used by recipes that name no mixture)."""
     seed: int = Field(0, ge=0)
     """Seeds the initial weights, each from (seed, its name)."""
+    branch: Branch | None = Field(None, alias="from")
+    """Where the first weights come from: a checkpoint of another run, or an export; null: from the seed."""
     model: Model
     optimizer: Optimizer
     schedule: Schedule = Schedule()
     loss: Loss = Loss()
+    data: Data = Data()
+    stages: dict[str, StageSettings] = {}
+    """{stage of the mixture: what this run changes in it}: learning rate, RoPE, weights of sources. Shards stay."""
     parallel: Parallel = Parallel()
     micro_batch_rows: int = Field(8, ge=1)
     """Rows of one forward pass of one data-parallel rank; a global batch is summed over as many as it takes."""
@@ -95,8 +102,18 @@ class TrainRun(Settings):
     max_steps: int | None = Field(None, ge=1)
     """Stop early, the schedule unchanged; null trains on the whole dataset."""
     checkpoint: Checkpoint = Checkpoint()
+    average: Average = Average()
+    guards: Guards = Guards()
     log_every: int = Field(10, ge=1)
     """Steps between two progress lines."""
     verify_shards: bool = True
     """Read every shard once at the start and compare its sha256 with the manifest."""
     generate: Generate = Generate()
+    ladder: Ladder | None = None
+    """The small runs of `gristmill train ladder`; null takes its defaults. The run itself does not read it."""
+    evaluate: Evaluate = Evaluate()
+    gallery: Gallery = Gallery()
+    track: list[Tracker] = []
+    """Also draw the run in TensorBoard or Weights & Biases (extras of those names)."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """Dense peak of one device in TFLOP/s at the run's precision, for MFU; null: the table in trainer/hardware.py."""

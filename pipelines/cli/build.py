@@ -1,19 +1,14 @@
-"""Commands that build one part by hand: tokenizer, mix, train, quality."""
+"""Commands that build one part by hand: tokenizer, mix, quality."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from gristmill.core.errors import EXIT_FAILED, UsageError
 from gristmill.pipelines.cli.options import json_option, print_json, root_option, say, set_option
-
-if TYPE_CHECKING:
-    from gristmill.core.settings import Document
-    from gristmill.trainer.schema import TrainRun
 
 FILES = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -124,72 +119,6 @@ def mix_show(phase: str, root: Path, row: int, as_json: bool) -> None:
     for piece in found["pieces"]:
         click.echo(tracing.render(piece))
     click.echo(found["text"])
-
-
-@click.group()
-def train() -> None:
-    """Plan and run training on a root's packed shards."""
-
-
-@train.command("plan")
-@click.argument("run")
-@root_option()
-@set_option
-@json_option
-def train_plan(run: str, root: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Steps, tokens, learning rates and parameters of a training run. Needs no torch.
-
-    \b
-    Example:
-      gristmill train plan demo --root runs/demo
-    """
-    from gristmill.core.tokshards import read_manifest
-    from gristmill.pipelines.tracing import dataset_folder
-    from gristmill.trainer.plan import plan_run, render
-
-    settings, _ = _load_run(run, overrides)
-    found = plan_run(settings, read_manifest(dataset_folder(root)))
-    if as_json:
-        print_json(found)
-    else:
-        click.echo(render(found))
-
-
-@train.command("run")
-@click.argument("run")
-@root_option()
-@set_option
-def train_run(run: str, root: Path, overrides: tuple[str, ...]) -> None:
-    """Train from a training-run YAML; the same command resumes.
-
-    RUN is a packaged name (demo, web) or a path.
-
-    \b
-    Example:
-      gristmill train run demo --root runs/demo --set optimizer.lr=1e-3
-    """
-    from gristmill.core.manifest import read_manifest
-    from gristmill.pipelines import runner
-    from gristmill.pipelines.graph import Node, Origin, load_class
-
-    settings, document = _load_run(run, overrides)
-    shards = read_manifest(root, "shards")
-    if shards is None or not shards.complete:
-        raise UsageError(f"{root} has no packed shards", hint="gristmill run RECIPE --root DIR --to shards")
-    stage = load_class("train")({"run": settings.model_dump(mode="json", by_alias=True)})
-    node = Node("train", stage, {"run": Origin(document, ())})
-    given = {"shards": shards.receipts}
-    outcome = runner.run([node], root, [], cluster="inline", retries=0, say=say, given=given)
-    sys.exit(outcome.exit_code)
-
-
-def _load_run(run: str, overrides: tuple[str, ...]) -> tuple[TrainRun, Document]:
-    from gristmill.core.places import find_yaml
-    from gristmill.core.settings import load
-    from gristmill.trainer.schema import TrainRun
-
-    path, name = find_yaml(run, "gristmill.trainer")
-    return load(path, TrainRun, overrides=overrides, name=name)
 
 
 @click.group()

@@ -7,7 +7,11 @@ from pathlib import Path
 import click
 
 from gristmill.core.errors import UsageError
-from gristmill.pipelines.cli.options import json_option, print_json, root_option
+from gristmill.core.places import find_root
+from gristmill.pipelines.cli.options import json_option, print_json, root_option, say
+
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+LATEST = 1 << 62  # stands for `--spike` without a step
 
 
 @click.command()
@@ -118,10 +122,35 @@ def find(what: str, root: Path, as_json: bool) -> None:
 
 
 @click.command()
-@root_option()
-@click.option("--step", type=click.IntRange(1), help="All documents of this training step (from 1).")
-@click.option("--token", metavar="PHASE:ROW:POS", help="The document behind one token of a packed row.")
-@click.option("--run", "run_id", metavar="ID", help="A training run of this root. Default: the latest.")
+@root_option(required=False)
+@click.option("--step", type=click.IntRange(1), help="All documents of this step (from 1) of a training run.")
+@click.option(
+    "--token",
+    metavar="PHASE:ROW:POS",
+    help="The document behind one token: a position of the packed mixture, not of a run.",
+)
+@click.option(
+    "--spike",
+    type=click.IntRange(1),
+    is_flag=False,
+    flag_value=LATEST,
+    metavar="[STEP]",
+    help="Documents of the batch at which a guard acted, worst first. STEP is a step of the run; none: the latest event.",
+)
+@click.option(
+    "--run",
+    "run_id",
+    metavar="RUN",
+    help="A training run: its id in this root, the beginning of it, or (with --spike) its folder. Default: the latest.",
+)
+@click.option("--dataset", type=FOLDER, help="With --spike: the run's packed dataset, where it was moved.")
+@click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="With --spike: documents to print.")
+@click.option(
+    "--block",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="With --spike: append the documents printed to a blocklist, which `data.blocklist` of a training run reads.",
+)
 @click.option(
     "--verify", is_flag=True, help="Cut each range, extract and encode it again, compare with the row's tokens."
 )
@@ -130,19 +159,41 @@ def find(what: str, root: Path, as_json: bool) -> None:
 )
 @json_option
 def trace(
-    root: Path, step: int | None, token: str | None, run_id: str | None, verify: bool, with_text: bool, as_json: bool
+    root: Path | None,
+    step: int | None,
+    token: str | None,
+    spike: int | None,
+    run_id: str | None,
+    dataset: Path | None,
+    top: int,
+    block: Path | None,
+    verify: bool,
+    with_text: bool,
+    as_json: bool,
 ) -> None:
     """From tokens back to WARC records: URL, file, offset, length, source and span.
+
+    Steps belong to a training run (--run), with its batch ramp and the edits of its data order. Positions belong to the
+    packed mixture: they are the same for every run. --spike needs no root for a run given by its folder.
 
     \b
     Examples:
       gristmill trace --root runs/demo --step 12
       gristmill trace --root runs/demo --token warm:17:40 --verify
+      gristmill trace --root runs/demo --run 3fa9 --spike --block garbage.txt
     """
     from gristmill.pipelines import tracing
 
-    if (step is None) == (token is None):
-        raise UsageError("give either --step N or --token PHASE:ROW:POS")
+    if sum(option is not None for option in (step, token, spike)) != 1:
+        raise UsageError("give one of --step N, --token PHASE:ROW:POS and --spike [STEP]")
+    if spike is not None:
+        if verify or with_text:
+            raise UsageError("--verify and --text do not go with --spike", hint="take --step with the step it prints")
+        _trace_spike(root, None if spike == LATEST else spike, run_id, dataset, top, block, as_json)
+        return
+    if dataset is not None or block is not None:
+        raise UsageError("--dataset and --block go with --spike")
+    root = root or find_root(None)
     rows = (
         tracing.trace_step(root, step, run_id) if step is not None else [tracing.trace_token(root, token or "", run_id)]
     )
@@ -153,6 +204,29 @@ def trace(
         return
     for row in rows:
         click.echo(tracing.render(row))
+
+
+def _trace_spike(
+    root: Path | None,
+    step: int | None,
+    run_id: str | None,
+    dataset: Path | None,
+    top: int,
+    block: Path | None,
+    as_json: bool,
+) -> None:
+    from gristmill.pipelines import spikes
+
+    found = spikes.trace_spike(spikes.find_run(run_id, root, dataset), step, root, top)
+    if block is not None:
+        added = spikes.block(block, found)
+        say(
+            f"{added} of {len(found['documents'])} documents added to {block}; `data.blocklist` of a training run reads it"
+        )
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(spikes.render(found))
 
 
 @click.command()

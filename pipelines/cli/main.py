@@ -28,7 +28,7 @@ COMMANDS = {
     "schema": "look",
     "tokenizer": "build",
     "mix": "build",
-    "train": "build",
+    "train": "training",
     "quality": "build",
 }
 

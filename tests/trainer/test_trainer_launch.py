@@ -18,6 +18,7 @@ from gristmill.core.errors import TaskFailed, UsageError  # noqa: E402
 from gristmill.core.hashing import sha256_file  # noqa: E402
 from gristmill.core.stage import Outbox, Receipt, Shard  # noqa: E402
 from gristmill.trainer import launch  # noqa: E402
+from gristmill.trainer.progress import thousands  # noqa: E402
 from gristmill.trainer.train import OUTPUTS, Train  # noqa: E402
 
 KILLER = """
@@ -224,4 +225,4 @@ def test_a_shard_that_changed_on_disk_is_refused(dataset_maker, run_maker, tmp_p
 
 @pytest.mark.parametrize(("value", "text"), [(950, "950"), (9_460, "9.5k"), (31_200, "31k"), (1_230_000, "1.2M")])
 def test_speeds_read_well(value, text):
-    assert launch.thousands(value) == text
+    assert thousands(value) == text

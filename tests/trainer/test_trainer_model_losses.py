@@ -16,7 +16,9 @@ from gristmill.trainer import goldfish, loop  # noqa: E402
 from gristmill.trainer.data import IGNORE, Batch, batch_of_step  # noqa: E402
 from gristmill.trainer.journal import read_journal  # noqa: E402
 from gristmill.trainer.model import Decoder  # noqa: E402
+from gristmill.trainer.parallel.mesh import World  # noqa: E402
 from gristmill.trainer.schema import Goldfish  # noqa: E402
+from gristmill.trainer.startup import build_model  # noqa: E402
 
 
 @pytest.mark.parametrize("name", ["llama", "softcap"])
@@ -123,7 +125,7 @@ def test_goldfish_in_the_loop_lowers_the_valid_tokens(toy, run_maker, tmp_path):
     batch = batch_of_step(toy, 1)
     kept = goldfish.mask_labels(batch, rule)
     assert record["valid_tokens"] == kept.valid_tokens < 0.8 * batch.valid_tokens
-    model = loop.build_model(run_maker(), toy.manifest)
+    model = build_model(run_maker(), toy.manifest, World(torch.device("cpu")))
     arrays = (torch.from_numpy(a) for a in (kept.tokens_BT, kept.labels_BT, kept.position_BT))
     assert record["loss"] == pytest.approx(model.loss(*arrays).item() / kept.valid_tokens, rel=1e-6)
 

@@ -1,4 +1,4 @@
-"""Order and schedule: pure functions of the manifest; schemas and the stage import no torch."""
+"""Order without ramp and edits, and the schedule: functions of the manifest; schemas and the stage import no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import subprocess
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -15,76 +14,49 @@ from gristmill.core.errors import FormatError, UsageError
 from gristmill.core.places import recipes_in
 from gristmill.core.settings import load
 from gristmill.core.tokshards import PackedManifest, PackedPhase
-from gristmill.trainer.data import IGNORE, batch_of_step, row_arrays
-from gristmill.trainer.order import (
-    row_of_sample,
-    rows_of_step,
-    samples_after,
-    span_of_step,
-    step_of_row,
-    tokens_after,
-    total_steps,
-)
+from gristmill.trainer.data import batch_of_step
+from gristmill.trainer.order import DataOrder
 from gristmill.trainer.schedule import LearningRate
 from gristmill.trainer.schema import Schedule, TrainRun
 
 
 def test_steps_cover_every_whole_batch_once_and_in_order(toy):
-    assert total_steps(toy.manifest) == 40
-    seen = [pair for step in range(1, 41) for pair in rows_of_step(toy, step)]
+    assert DataOrder(toy.manifest).steps == 40
+    seen = [pair for step in range(1, 41) for pair in DataOrder(toy.manifest).rows_of_step(step)]
     assert seen == [("main", r) for r in range(240)] + [("anneal", r) for r in range(40)]
-    assert seen == [row_of_sample(toy.manifest, g) for g in range(280)]
+    assert seen == [DataOrder(toy.manifest).row_of_sample(g) for g in range(280)]
 
 
 def test_step_of_row_is_the_inverse(toy):
     for step in range(1, 41):
-        assert {step_of_row(toy, *pair) for pair in rows_of_step(toy, step)} == {step}
-    assert step_of_row(toy, "main", 240) is None  # beyond the last whole batch
-    assert step_of_row(toy, "anneal", 42) is None
+        assert {DataOrder(toy.manifest).step_of_row(*pair) for pair in DataOrder(toy.manifest).rows_of_step(step)} == {
+            step
+        }
+    assert DataOrder(toy.manifest).step_of_row("main", 240) is None  # beyond the last whole batch
+    assert DataOrder(toy.manifest).step_of_row("anneal", 42) is None
     with pytest.raises(UsageError):
-        step_of_row(toy, "main", 243)
+        DataOrder(toy.manifest).step_of_row("main", 243)
     with pytest.raises(FormatError):
-        step_of_row(toy, "none", 0)
+        DataOrder(toy.manifest).step_of_row("none", 0)
 
 
 def test_position_counts_samples_and_tokens(toy):
-    assert [samples_after(toy.manifest, s) for s in (0, 1, 30, 31, 40)] == [0, 8, 240, 244, 280]
-    assert [tokens_after(toy.manifest, s) for s in (0, 1, 30, 31)] == [0, 256, 7680, 7680 + 192]
-    assert samples_after(toy.manifest, None) == 280
+    assert [DataOrder(toy.manifest).samples_after(s) for s in (0, 1, 30, 31, 40)] == [0, 8, 240, 244, 280]
+    assert [DataOrder(toy.manifest).tokens_after(s) for s in (0, 1, 30, 31)] == [0, 256, 7680, 7680 + 192]
+    assert DataOrder(toy.manifest).samples == 280
 
 
 @pytest.mark.parametrize("step", [0, -1, 41])
 def test_steps_outside_the_run_are_refused(toy, step):
     with pytest.raises(UsageError, match="no step"):
-        rows_of_step(toy, step)
-
-
-def test_labels_stop_at_piece_ends_and_padding():
-    tokens = np.array([10, 11, 12, 1, 20, 21, 1, 2, 2], "<u2")
-    ids, labels, position = row_arrays(tokens, np.array([0, 4, 7], np.int32), pad=2)
-    assert ids.tolist() == [10, 11, 12, 1, 20, 21, 1, 2]
-    assert labels.tolist() == [11, 12, 1, IGNORE, 21, 1, IGNORE, IGNORE]
-    assert position.tolist() == [0, 1, 2, 3, 0, 1, 2, 0]
-
-
-def test_labels_when_a_document_is_cut_at_the_row_end_or_padding_is_one_token():
-    tokens = np.array([10, 11, 12, 20], "<u2")
-    assert row_arrays(tokens, np.array([0, 3], np.int32), 2)[1].tolist() == [11, 12, IGNORE]
-    assert row_arrays(tokens, np.array([0], np.int32), 2)[1].tolist() == [11, 12, 20]
-    tokens = np.array([10, 11, 1, 2], "<u2")
-    assert row_arrays(tokens, np.array([0, 3], np.int32), 2)[1].tolist() == [11, 1, IGNORE]
-
-
-def test_pad_that_is_eos_still_ends_documents():
-    tokens = np.array([10, 1, 1, 1], "<u2")
-    assert row_arrays(tokens, np.array([0, 2], np.int32), 1)[1].tolist() == [1, IGNORE, IGNORE]
+        DataOrder(toy.manifest).rows_of_step(step)
 
 
 def test_valid_tokens_agree_with_provenance(toy):
     """Each document piece of n tokens teaches n - 1 of them; padding teaches nothing."""
     for step in (1, 17, 40):
         want = 0
-        for phase, row in rows_of_step(toy, step):
+        for phase, row in DataOrder(toy.manifest).rows_of_step(step):
             reader, _ = toy.locate(phase, row)
             table = reader.provenance().to_pydict()
             want += sum(n - 1 for r, n in zip(table["row"], table["length"], strict=True) if r == row)
@@ -107,7 +79,7 @@ def manifest(*phases: tuple[str, int, dict[str, Any]]) -> PackedManifest:
 def rates(schedule: Schedule, *phases: tuple[str, int, dict[str, Any]]) -> list[float]:
     m = manifest(*phases)
     rate = LearningRate(1.0, schedule, m)
-    return [rate.lr(step) for step in range(1, total_steps(m) + 1)]
+    return [rate.lr(step) for step in range(1, DataOrder(m).steps + 1)]
 
 
 def test_warmup_stable_decay():
@@ -148,8 +120,8 @@ def test_schedules_that_make_no_sense_are_refused(phases, message):
 
 def test_a_phase_without_one_whole_batch_has_no_step():
     m = manifest(("a", 2, {}), ("b", 0, {}), ("c", 1, {"phase": "decay"}))
-    assert total_steps(m) == 3
-    assert span_of_step(m, 3).phase.name == "c"
+    assert DataOrder(m).steps == 3
+    assert DataOrder(m).span(3).phase.name == "c"
 
 
 def test_packaged_recipes_are_valid():
@@ -180,7 +152,7 @@ def test_settings_that_cannot_work_are_refused(run_maker, change, message):
 def test_no_torch_without_training():
     code = (
         "import sys; import gristmill.trainer.schema, gristmill.trainer.order, gristmill.trainer.schedule, "
-        "gristmill.trainer.data, gristmill.trainer.journal, gristmill.trainer.train, gristmill.trainer.launch; "
+        "gristmill.trainer.data, gristmill.trainer.integrity, gristmill.trainer.journal, gristmill.trainer.train, gristmill.trainer.launch; "
         "bad = {'torch', 'tokenizers', 'safetensors', 'dask', 'distributed'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

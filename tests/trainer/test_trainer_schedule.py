@@ -11,7 +11,7 @@ import pytest
 from gristmill.core.errors import UsageError
 from gristmill.core.tokshards import PackedManifest, PackedPhase
 from gristmill.trainer.optim_schema import AdEMAMix, Schedule
-from gristmill.trainer.order import tokens_after, total_steps
+from gristmill.trainer.order import DataOrder
 from gristmill.trainer.schedule import Clock, LearningRate, SlowAverage, batch_hints, beta3_at, sqrt_rule
 
 STABLE: dict[str, Any] = {"phase": "stable"}
@@ -33,7 +33,7 @@ def schedule(**settings: Any) -> Schedule:
 def rates(settings: Schedule, *phases: tuple[int, int, dict[str, Any]]) -> list[float]:
     m = manifest(*phases)
     rate = LearningRate(1.0, settings, m)
-    return [rate.lr(step) for step in range(1, total_steps(m) + 1)]
+    return [rate.lr(step) for step in range(1, DataOrder(m).steps + 1)]
 
 
 UNEQUAL = ((6, 2, STABLE), (4, 8, STABLE), (5, 4, STABLE))  # 64, 256 and 128 tokens a step: 384, 1024, 640
@@ -43,7 +43,7 @@ def test_the_clock_counts_like_the_data_order():
     m = manifest(*UNEQUAL)
     clock = Clock(m)
     after = [clock.after(step) for step in range(16)]
-    assert after == [tokens_after(m, step) for step in range(16)]
+    assert after == [DataOrder(m).tokens_after(step) for step in range(16)]
     assert (clock.tokens, clock.steps) == (2048, 15)
     for tokens in range(clock.tokens + 1):
         assert clock.reaches(tokens) == next(s for s in range(16) if after[s] >= tokens)
@@ -52,7 +52,7 @@ def test_the_clock_counts_like_the_data_order():
 
 def begun(m: PackedManifest) -> list[int]:
     """Tokens trained before each step."""
-    return [tokens_after(m, step - 1) for step in range(1, total_steps(m) + 1)]
+    return [DataOrder(m).tokens_after(step - 1) for step in range(1, DataOrder(m).steps + 1)]
 
 
 def test_a_whole_run_cosine_is_a_function_of_tokens():
@@ -187,7 +187,7 @@ def test_ademamix_warms_up_with_the_tokens():
     m = manifest(*UNEQUAL)
     slow = SlowAverage(AdEMAMix(alpha=8.0, beta3=0.999), 0.9, m)
     for step in range(1, 16):
-        x = tokens_after(m, step) / 2048
+        x = DataOrder(m).tokens_after(step) / 2048
         mixing = slow.at(step)
         assert mixing.alpha == pytest.approx(8 * x)
         assert half_life(mixing.beta3) == pytest.approx((1 - x) * half_life(0.9) + x * half_life(0.999))

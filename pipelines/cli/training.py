@@ -1,0 +1,159 @@
+"""The `train` commands: plan a run, and run it on a root's packed shards."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gristmill.core.errors import UsageError
+from gristmill.pipelines.cli.options import json_option, print_json, root_option, say, set_option
+
+if TYPE_CHECKING:
+    from gristmill.core.settings import Document
+    from gristmill.trainer.schema import TrainRun
+
+
+@click.group()
+def train() -> None:
+    """Plan and run training on a root's packed shards."""
+
+
+@train.command("plan")
+@click.argument("run")
+@root_option(required=False)
+@set_option
+@click.option("--vocab-size", type=click.IntRange(1), help="Where there is no tokenizer yet; default: the preset's.")
+@click.option("--gpus", type=click.IntRange(1), help="Plan the memory of so many GPUs: all layouts, and the best one.")
+@click.option("--gpu-memory", default="80GB", show_default=True, metavar="SIZE", help="Of one GPU: 80GB, 40GiB, ….")
+@click.option("--gpu", default="h100", show_default=True, metavar="NAME", help="Whose peak FLOP/s to reckon with.")
+@click.option("--peak", type=click.FloatRange(min=0, min_open=True), metavar="TFLOPS", help="In place of --gpu's peak.")
+@click.option("--mfu", default="40%", show_default=True, help="Model FLOPs utilisation to expect: 40% or 0.4.")
+@json_option
+def train_plan(
+    run: str,
+    root: Path | None,
+    overrides: tuple[str, ...],
+    vocab_size: int | None,
+    gpus: int | None,
+    gpu_memory: str,
+    gpu: str,
+    peak: float | None,
+    mfu: str,
+    as_json: bool,
+) -> None:
+    """Stages, steps, tokens, learning rates, memory and days of a training run. Needs no torch and no data.
+
+    RUN is a packaged name or a path. The stages come from the root's packed shards, else its lock or its encoded
+    documents, else from the mixture that RUN names; epochs are unknown until the documents are encoded.
+
+    With --gpus every layout is counted: tensor parallel 1 to 8, ZeRO stage 0 to 3, checkpointing none, selective or
+    full. The chosen one has the smallest tp that is valid and fits, then the least checkpointing, then the least traffic.
+
+    \b
+    Examples:
+      gristmill train plan demo --root runs/demo
+      gristmill train plan smollm3-3b --gpus 384 --gpu-memory 80GB
+      gristmill train plan llama-3-8b --gpus 32 --json
+      gristmill train plan llama-3-8b --gpus 64 --set mixture.stages.0.tokens=1T --set micro_batch_rows=1
+      gristmill train plan smollm3-3b-long --gpus 384 --gpu h200 --gpu-memory 141GB --mfu 30%
+    """
+    from gristmill.core.places import find_yaml
+    from gristmill.pipelines.trainplan import find_stages
+    from gristmill.trainer.hardware import GPUS, device_key
+    from gristmill.trainer.plan import add_gpus, plan_run
+    from gristmill.trainer.plan_text import render
+
+    of_mixture = [text.removeprefix("mixture.") for text in overrides if text.startswith("mixture.")]
+    settings, document = _load_run(run, tuple(text for text in overrides if not text.startswith("mixture.")))
+    if gpus is not None and peak is None and device_key(gpu) is None:
+        raise UsageError(f"no peak is known of GPU {gpu!r}", hint=f"one of {', '.join(GPUS)}; or give --peak TFLOPS")
+    beside = find_yaml(run, "gristmill.trainer")[0].parent
+    found = find_stages(root, settings.mixture, beside, of_mixture, vocab_size or _preset_vocab(document))
+    plan = plan_run(settings, found.manifest, found.lock)
+    plan["from"] = found.origin
+    if gpus is not None:
+        plan = add_gpus(
+            plan,
+            settings,
+            found.manifest,
+            gpus=gpus,
+            gpu_memory=_bytes(gpu_memory),
+            gpu=gpu,
+            mfu=_share(mfu),
+            peak=peak * 1e12 if peak is not None else None,
+        )
+    if as_json:
+        print_json(plan)
+    else:
+        say(f"stages from {found.origin}")
+        click.echo(render(plan))
+
+
+def _preset_vocab(document: Document) -> int | None:
+    """Vocabulary of the published model whose preset a run names."""
+    from gristmill.trainer.architecture import read_preset
+
+    model = document.data.get("model") if isinstance(document.data, dict) else None
+    name = model.get("preset") if isinstance(model, dict) else None
+    return read_preset(name).vocab_size if isinstance(name, str) else None
+
+
+def _bytes(text: str) -> float:
+    """80GB, 40 GiB, 80G -> bytes; powers of 1000, with an i of 1024."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([MGT])(i?)B?", text.strip(), re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise UsageError(f"{text!r} is no amount of memory", hint="write --gpu-memory 80GB")
+    power = "MGT".index(match[2].upper()) + 2
+    return float(match[1]) * (1024.0 if match[3] else 1000.0) ** power
+
+
+def _share(text: str) -> float:
+    """40% or 0.4 -> 0.4."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise UsageError(f"{text!r} is no utilisation", hint="write --mfu 40% or --mfu 0.4")
+    return value
+
+
+@train.command("run")
+@click.argument("run")
+@root_option()
+@set_option
+def train_run(run: str, root: Path, overrides: tuple[str, ...]) -> None:
+    """Train from a training-run YAML; the same command resumes.
+
+    RUN is a packaged name (demo, web) or a path.
+
+    \b
+    Example:
+      gristmill train run demo --root runs/demo --set optimizer.lr=1e-3
+    """
+    from gristmill.core.manifest import read_manifest
+    from gristmill.pipelines import runner
+    from gristmill.pipelines.graph import Node, Origin, load_class
+
+    settings, document = _load_run(run, overrides)
+    shards = read_manifest(root, "shards")
+    if shards is None or not shards.complete:
+        raise UsageError(f"{root} has no packed shards", hint="gristmill run RECIPE --root DIR --to shards")
+    stage = load_class("train")({"run": settings.model_dump(mode="json", by_alias=True)})
+    node = Node("train", stage, {"run": Origin(document, ())})
+    given = {"shards": shards.receipts}
+    outcome = runner.run([node], root, [], cluster="inline", retries=0, say=say, given=given)
+    sys.exit(outcome.exit_code)
+
+
+def _load_run(run: str, overrides: tuple[str, ...]) -> tuple[TrainRun, Document]:
+    from gristmill.core.places import find_yaml
+    from gristmill.core.settings import load
+    from gristmill.trainer.schema import TrainRun
+
+    path, name = find_yaml(run, "gristmill.trainer")
+    return load(path, TrainRun, overrides=overrides, name=name)

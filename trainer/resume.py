@@ -1,0 +1,66 @@
+"""Whether a checkpoint belongs to a run and its data, and what may change between the two. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
+
+from gristmill.core.errors import FormatError, UsageError
+from gristmill.core.settings import dotted, flatten
+from gristmill.core.tokshards import PackedManifest
+from gristmill.trainer.order import DataOrder
+from gristmill.trainer.schema import TrainRun
+
+FREE = {  # may change on resume: none of it decides a weight, or (data, guards) each change is an edit or judged anew
+    "average",
+    "checkpoint",
+    "data",
+    "evaluate",
+    "gallery",
+    "generate",
+    "guards",
+    "log_every",
+    "max_steps",
+    "mixture",
+    "peak_tflops",
+    "track",
+    "verify_shards",
+}
+ROUNDING = {"threads", "device", "parallel", "micro_batch_rows"}  # may change, but then sums round differently
+Record = dict[str, Any]
+
+
+def check_resume(
+    run: TrainRun, manifest: PackedManifest, order: DataOrder, state: Record, say: Callable[[str], None]
+) -> None:
+    """Raises UsageError when a checkpoint belongs to another dataset, vocabulary or run, FormatError when it is off its data."""
+    remedy = "give another --out, or remove this one to train from the beginning"
+    if state["dataset_digest"] != manifest.digest:
+        raise UsageError(
+            f"the checkpoint was trained on dataset {state['dataset_digest'][:12]}, this one is {manifest.digest[:12]}",
+            hint=remedy,
+        )
+    if state["vocab_size"] != manifest.vocab_size:
+        raise UsageError(
+            f"the checkpoint has {state['vocab_size']} ids, the dataset {manifest.vocab_size}", hint=remedy
+        )
+    if state["samples"] != order.samples_after(state["step"]):
+        raise FormatError(f"the checkpoint of step {state['step']} stands at sample {state['samples']}", hint=remedy)
+    old, new = flatten(with_defaults(state["run"])), flatten(run.model_dump(mode="json"))
+    for path in sorted({*old, *new}, key=dotted):
+        if old.get(path) == new.get(path) or path[0] in FREE:
+            continue
+        change = f"{dotted(path)} {old.get(path)} -> {new.get(path)}"
+        if path[0] not in ROUNDING:
+            raise UsageError(f"the checkpoint was made with other settings: {change}", hint=remedy)
+        say(f"resuming with {change}: not equal bit for bit to one undisturbed run")
+
+
+def with_defaults(run: Record) -> Record:
+    """A checkpoint's settings with those that did not exist yet when it was made, at their defaults."""
+    try:
+        return TrainRun.model_validate(run).model_dump(mode="json")
+    except ValidationError:
+        return run  # made by a later version: its settings are compared as they stand
