@@ -58,7 +58,7 @@ def make_spiked(
         packed, starts, records = [], [], []
         for row in range(batches * BATCH):
             lengths = [17, 16] if row in bad else _lengths(rng)
-            pieces = []
+            pieces: list[np.ndarray] = []
             for length in lengths:
                 number = len(documents)
                 source = SOURCES[int(rng.integers(2))]
@@ -70,7 +70,9 @@ def make_spiked(
                 if row in bad:
                     garbage.add(identity)
                 documents.append(_document(number, identity, source, length))
-                records.append((row, sum(map(len, pieces)), length, source, bytes.fromhex(identity), 0, 0, number, 0))
+                records.append(
+                    (row, sum(len(piece) for piece in pieces), length, source, bytes.fromhex(identity), 0, 0, number, 0)
+                )
                 pieces.append(np.append(ids, SPECIAL["eos"]))
             packed.append(np.concatenate(pieces).astype("<u2"))
             starts.append(np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int32))

@@ -54,7 +54,8 @@ def main(dataset_folder: str, out: str, run_file: str) -> None:
             loss.backward()
             with torch.no_grad():
                 for parameter in model.parameters():
-                    parameter -= 1e-3 / world.dp * parameter.grad
+                    assert parameter.grad is not None
+                    parameter.sub_(parameter.grad, alpha=1e-3 / world.dp)
                     parameter.grad = None
             losses.append(loss.item())
             if watched:

@@ -215,7 +215,8 @@ def begin(
     from gristmill.trainer.checkpoint_schema import Checkpoint as Settings
     from gristmill.trainer.saver import Checkpoints
 
-    assert setting.run is not None and setting.step is not None
+    assert setting.run is not None
+    assert setting.step is not None
     folder = Path(setting.run)
     source = Checkpoints(folder / "checkpoints", world, Settings(), manifest.vocab_size, say=say)
     found = source.open(setting.step)

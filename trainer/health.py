@@ -1,4 +1,4 @@
-"""How the ranks of a run keep pace: times gathered every few steps, slow ranks and throughput drops in health.jsonl.
+"""How the ranks of a run keep pace: times gathered every few steps, slow and stalled ranks and throughput drops in health.jsonl.
 
 Ranks that train together take equally long for a step, as all wait for the slowest; so what is compared is what a rank does
 alone: its wait for batches, and a small matrix product of fixed size (the probe). health.jsonl holds times and is never
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gristmill.trainer.guard_schema import Guards
-from gristmill.trainer.heartbeat import Heartbeat, slow_ranks, throughput_dropped
+from gristmill.trainer.heartbeat import Heartbeat, Stalled, Watchdog, remove_heartbeats, slow_ranks, throughput_dropped
 from gristmill.trainer.parallel.mesh import World
 
 FILE = "health.jsonl"
@@ -37,8 +37,13 @@ class Health:
 
     def __init__(self, settings: Guards, world: World, out: Path, say: Callable[[str], None]) -> None:
         self.settings, self.world, self.out, self.say = settings, world, out, say
+        if world.leads:
+            remove_heartbeats(out, world.size)
         self.heart = Heartbeat(out, world.rank, settings.heartbeat_seconds)
-        self.hosts = self._gather_hosts()
+        self.hosts = self._gather_hosts()  # from here on every rank has a heartbeat
+        self._watchdog: Watchdog | None = None
+        if world.size > 1 and (world.leads or world.rank == world.size - 1):  # the last one watches the first
+            self._watchdog = Watchdog(out, self.heart, settings.stalled_seconds, self._stalled)
         size = PROBE_SIZE[world.device.type]
         self._probe_NN = torch.ones(size, size, device=world.device)
         self._rates: deque[float] = deque(maxlen=KEPT_RATES)
@@ -58,15 +63,26 @@ class Health:
         of_ranks = self._gather(torch.tensor(here, dtype=torch.float64, device=self.world.device)).tolist()
         self._seconds, self._waits, self._tokens, self._steps = 0.0, 0.0, 0, 0
         found = self._compare(step, of_ranks)
-        if self.world.leads and found:
-            with open(self.out / FILE, "ab") as file:
-                file.write(b"".join(orjson.dumps(event) + b"\n" for event in found))
-            for event in found:
-                self.say(f"step {step}: {event['reason']}")
+        for event in found if self.world.leads else ():
+            self._write(event)
         return found
 
     def close(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.close()
         self.heart.close()
+
+    def _write(self, event: dict[str, Any]) -> None:
+        with open(self.out / FILE, "ab") as file:
+            file.write(orjson.dumps(event) + b"\n")
+        self.say(f"step {event['step']}: {event['reason']}")
+
+    def _stalled(self, rank: Stalled) -> None:
+        if not self.world.leads and rank.rank != 0:
+            return  # the leading rank tells of all others
+        reason = f"waiting for {rank}"
+        more = {"rank": rank.rank, "host": rank.host, "place": rank.place, "silent": rank.silent}
+        self._write({"kind": "stalled", "step": rank.step, "time": time.time(), **more, "reason": reason})
 
     def _compare(self, step: int, of_ranks: list[list[float]]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Heartbeats of a run's ranks, and which rank is slow or stalled: for the launcher, when ranks wait in vain. No torch.
+"""Heartbeats of a run's ranks, and which rank is slow or stalled while the others wait for it. No torch.
 
 Each rank's thread writes OUT/heartbeat/RANK every few seconds: what the rank was last doing, and at which step. A process
 that is gone or stopped writes no more; one that hangs in its own code still writes, but stays behind the others, who wait
@@ -12,7 +12,7 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,15 @@ class Heartbeat:
         if place not in PLACES:
             raise ValueError(f"no place {place!r}")
         self._now = (step, place, time.time())
+
+    @property
+    def rank(self) -> int:
+        return int(self.path.name)
+
+    @property
+    def unmoved(self) -> float:
+        """Seconds since the last `at`."""
+        return time.time() - self._now[2]
 
     def close(self) -> None:
         """Stop writing and remove the file: a rank that has ended is not stalled."""
@@ -92,10 +101,38 @@ def stalled(out: Path, now: float, older_than: float) -> list[Stalled]:
     return [s for s, p in zip(found, progress, strict=True) if p < max(progress)]
 
 
-def remove_heartbeats(out: Path) -> None:
-    """Remove those of an earlier launch, before the ranks start: it may have had more of them."""
+class Watchdog:
+    """Tells, from a thread, which rank the others wait for: each rank once at each place where it is stuck.
+
+    A rank that is merely behind is told of once this rank (whose heartbeat is `heart`) has not moved for as long.
+    """
+
+    def __init__(self, out: Path, heart: Heartbeat, older_than: float, tell: Callable[[Stalled], None]) -> None:
+        self.out, self.heart, self.older_than, self.tell = out, heart, older_than, tell
+        self._told: set[tuple[int, int, str]] = set()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self.older_than / 4):
+            for rank in stalled(self.out, time.time(), self.older_than):
+                stuck = rank.silent > self.older_than or self.heart.unmoved > self.older_than
+                key = (rank.rank, rank.step, rank.place)
+                if stuck and rank.rank != self.heart.rank and key not in self._told:
+                    self._told.add(key)
+                    self.tell(rank)
+
+
+def remove_heartbeats(out: Path, ranks: int) -> None:
+    """Remove those of an earlier launch with more than `ranks` ranks; the others are written anew."""
     for path in _files(out):
-        path.unlink(missing_ok=True)
+        if int(path.name) >= ranks:
+            path.unlink(missing_ok=True)
 
 
 def _files(out: Path) -> list[Path]:

@@ -25,19 +25,18 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from gristmill.core.errors import EXIT_INTERRUPTED, EXIT_OK, FormatError, GristmillError, LeaseHeld, UsageError
+from gristmill.core.errors import EXIT_INTERRUPTED, EXIT_OK, GristmillError, LeaseHeld, UsageError
 from gristmill.core.hashing import sha256_file
 from gristmill.core.tokshards import PackedDataset
-from gristmill.trainer import outcome, ranks
+from gristmill.trainer import branch, outcome, ranks
 from gristmill.trainer.journal import read_journal
 from gristmill.trainer.progress import Progress
 from gristmill.trainer.schema import TrainRun
 from gristmill.trainer.stopping import Stop, signals
+from gristmill.trainer.train import FINISHED, OUTPUTS
 
 FINAL_STEPS = 10  # the final loss is the mean of this many last steps: single batches scatter by tenths of a nat
 LOCK_SECONDS = 30.0  # a killed parent's child needs up to a second to notice and go
-OUTPUTS = ("model.safetensors", "config.json", "metrics.jsonl", "generated.txt", "summary.json")
-FINISHED = "finished.json"  # sha256 of each output, written after all of them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.parent:
         _die_with(options.parent)
     several, rank = ranks.launched(), ranks.rank()
-    if several and rank:
+    if several:
         ranks.quiet(rank)
     try:
-        run = read_run(options.run)
+        run = branch.pinned(read_run(options.run), options.out)
         _environment(run)
         nproc = options.nproc or run.parallel.nproc
         if nproc > 1 and not several:
@@ -119,11 +118,6 @@ def _train(run: TrainRun, options: argparse.Namespace) -> int:
             stop.honoured()  # a trigger file of an earlier run, which had ended
         dataset = PackedDataset(options.dataset)
         check_tokenizer(dataset, options.tokenizer)
-        if leads and run.verify_shards and (bad := dataset.verify()):
-            raise FormatError(
-                f"{len(bad)} shard files differ from the manifest, first {bad[0]}",
-                hint=f"delete {options.dataset} and run the recipe again: its shards are written anew",
-            )
         code = _in_torch(run, dataset, options, stop, say, leads)
         if code == EXIT_INTERRUPTED and leads:
             stop.honoured()
@@ -140,22 +134,32 @@ def _in_torch(
     from gristmill.trainer.exchange import Exchange
     from gristmill.trainer.parallel import mesh
 
+    ranks.quiet_torch()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, and only hides reads of unset memory
     out: Path = options.out
     world = mesh.start(loop.pick_device(run.device), run.parallel.tp, run.parallel.zero)
     exchange = Exchange(world)
     progress = Progress(run.log_every, say) if leads else _nothing
-    several = {"world": world} if world.size > 1 else {}
-    done = loop.train(run, dataset, out, report=progress, say=say, stop=lambda: stop.agreed(exchange), **several)
+    done = loop.train(
+        run,
+        dataset,
+        out,
+        report=progress,
+        say=say,
+        stop=lambda: stop.agreed(exchange),
+        world=world,
+        tokenizer=options.tokenizer,
+    )
     if not done.finished:
         say(f"stopped after step {done.step} of {done.steps}; the same command goes on from there")
         world.close()
         return EXIT_INTERRUPTED
     special_ids = dataset.manifest.special_ids
-    export.export(done.model, special_ids, out)
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
-    text = generate.write_text(done.model, tokenizer, run.generate, special_ids)
+    with done.averaged():
+        export.export(done.model, special_ids, out, write=leads)
+        text = generate.write_text(done.model, tokenizer, run.generate, special_ids, world)
     if leads:
         (out / "generated.txt").write_text(text + "\n", encoding="utf-8", errors="replace")
         summary = summarise(read_journal(out / "metrics.jsonl"), done.model.params())

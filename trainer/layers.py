@@ -43,15 +43,15 @@ class Layout:
         return self.cos_BTD.shape[0] * self.cos_BTD.shape[1]
 
 
-class Linear(nn.Module):
-    """x W^T in the dtype of x. The weight is made as (outputs, inputs) and filled by `Decoder.init_weights`."""
+class Matrix(nn.Module):
+    """A weight of (outputs, inputs), filled by `Decoder.init_weights`; `like(x)` is this rank's part in the dtype of x."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, local(self.weight).to(x.dtype))
+    def like(self, x: Tensor, partial: bool = False) -> Tensor:
+        return local(self.weight, partial).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -81,30 +81,29 @@ class Attention(nn.Module):
         if tp.size > c.kv_heads:
             head = tp.rank * c.kv_heads // tp.size
             self.kv_heads = slice(head * c.head_dim, (head + 1) * c.head_dim)
-        self.q = Linear(c.hidden, c.heads * c.head_dim)
-        self.k = Linear(c.hidden, c.kv_heads * c.head_dim)
-        self.v = Linear(c.hidden, c.kv_heads * c.head_dim)
-        self.o = Linear(c.heads * c.head_dim, c.hidden)
+        self.q = Matrix(c.hidden, c.heads * c.head_dim)
+        self.k = Matrix(c.hidden, c.kv_heads * c.head_dim)
+        self.v = Matrix(c.hidden, c.kv_heads * c.head_dim)
+        self.o = Matrix(c.heads * c.head_dim, c.hidden)
         shared = tp.size > 1
         self.q_norm = RMSNorm(c.head_dim, c.norm_eps, shared) if c.qk_norm else None
         self.k_norm = RMSNorm(c.head_dim, c.norm_eps, shared) if c.qk_norm else None
 
     def forward(self, x_nC: Tensor, layout: Layout) -> Tensor:
-        x_NC = self.tp.gather(x_nC, layout.positions)
-        q_BTHD, k_BTGD, v_BTGD = (
-            y.view(layout.rows, len(y) // layout.rows, -1, self.head_dim)
-            for y in (self.q(x_NC), self._kv(self.k, x_NC), self._kv(self.v, x_NC))
+        given = self.tp.column(
+            x_nC, layout.positions, self.q.like(x_nC), self._kv(self.k, x_nC), self._kv(self.v, x_nC)
         )
+        q_BTHD, k_BTGD, v_BTGD = (y.view(layout.rows, len(y) // layout.rows, -1, self.head_dim) for y in given)
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHD, k_BTGD = self.q_norm(q_BTHD), self.k_norm(k_BTGD)
         if self.rope:
             q_BTHD, k_BTGD = (rotate(x, layout.cos_BTD, layout.sin_BTD) for x in (q_BTHD, k_BTGD))
-        return self.tp.scatter(self.o(attend(q_BTHD, k_BTGD, v_BTGD, layout).flatten(2).flatten(0, 1)))
+        y_NI = attend(q_BTHD, k_BTGD, v_BTGD, layout).flatten(2).flatten(0, 1)
+        return self.tp.row(y_NI, self.o.like(y_NI))
 
-    def _kv(self, matrix: Linear, x_NC: Tensor) -> Tensor:
-        if self.kv_heads is None:
-            return matrix(x_NC)  # type: ignore[no-any-return]
-        return F.linear(x_NC, local(matrix.weight, partial=True)[self.kv_heads].to(x_NC.dtype))
+    def _kv(self, matrix: Matrix, x: Tensor) -> Tensor:
+        """The rows of a key or value matrix that this rank's query heads use."""
+        return matrix.like(x) if self.kv_heads is None else matrix.like(x, partial=True)[self.kv_heads]
 
 
 class XIELUFunction(torch.autograd.Function):
@@ -180,15 +179,19 @@ class MLP(nn.Module):
     def __init__(self, c: Model, tp: TensorParallel = ALONE) -> None:
         super().__init__()
         self.tp = tp
-        self.gate = Linear(c.hidden, c.ffn) if c.gated else None
-        self.up = Linear(c.hidden, c.ffn)
-        self.down = Linear(c.ffn, c.hidden)
+        self.gate = Matrix(c.hidden, c.ffn) if c.gated else None
+        self.up = Matrix(c.hidden, c.ffn)
+        self.down = Matrix(c.ffn, c.hidden)
         self.act = ACTIVATIONS[c.activation](tp)
 
     def forward(self, x_nC: Tensor, positions: int) -> Tensor:
-        x_NC = self.tp.gather(x_nC, positions)
-        inner = self.act(self.up(x_NC)) if self.gate is None else self.act(self.gate(x_NC)) * self.up(x_NC)
-        return self.tp.scatter(self.down(inner))
+        if self.gate is None:
+            (up_NF,) = self.tp.column(x_nC, positions, self.up.like(x_nC))
+            inner_NF = self.act(up_NF)
+        else:
+            gate_NF, up_NF = self.tp.column(x_nC, positions, self.gate.like(x_nC), self.up.like(x_nC))
+            inner_NF = self.act(gate_NF) * up_NF
+        return self.tp.row(inner_NF, self.down.like(inner_NF))
 
 
 class Block(nn.Module):

@@ -161,7 +161,7 @@ class Loader:
         arrays = [torch.from_numpy(a) for a in (mine.tokens_BT, mine.labels_BT, mine.position_BT, source_BT)]
         if self.device.type == "cuda":
             arrays = [array.pin_memory() for array in arrays]
-        parts = [Micro(*part) for part in zip(*(array.split(size) for array in arrays), strict=True)]
+        parts = [Micro(*part) for part in zip(*(torch.split(array, size) for array in arrays), strict=True)]
         first = self.world.dp_rank * block
         rows = [(batch.phase, row) for row in batch.rows[first : first + block]]
         return StepBatch(step, batch.phase, valid, parts, rows)

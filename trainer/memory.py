@@ -159,9 +159,8 @@ def kept_activations(run: TrainRun, layout: Layout, seq_len: int) -> int:
     """Bytes of activations of one micro batch that the backward pass needs, the attention mask included.
 
     `sizes.activation_bytes`, and what plain torch keeps beyond it: fp32 inputs of the two norms of a layer under bf16 (the
-    formula has them in bf16); under sequence parallelism the gathered inputs of the matrices, whole on every rank (2C);
-    and the boolean mask (B T^2), once, with its copy in the compute dtype for each layer that keeps it (a CPU computes
-    piece by piece and has no mask).
+    formula has them in bf16); and the boolean mask (B T^2), once, with its copy in the compute dtype for each layer that
+    keeps it (a CPU computes piece by piece and has no mask).
     """
     c, rows, tp, w = run.model, run.micro_batch_rows, layout.tp, compute_width(run)
     tokens = rows * seq_len
@@ -169,10 +168,9 @@ def kept_activations(run: TrainRun, layout: Layout, seq_len: int) -> int:
     shaped = c if run.parallel.sequence else c.model_copy(update={"hidden": c.hidden * tp})
     total = activation_bytes(shaped, rows, seq_len, layout.checkpointing, w, tp)
     whole_blocks = c.layers if layout.checkpointing == "none" else 1
-    gathered = round(2 * c.hidden * (1 - 1 / tp) * w) if run.parallel.sequence else 0
     widened = 2 * shaped.hidden // tp * (FP32 - w)
     mask = 0 if run.device == "cpu" else rows * seq_len**2 * (1 + w * whole_blocks)
-    return total + tokens * whole_blocks * (gathered + widened) + mask
+    return total + tokens * whole_blocks * widened + mask
 
 
 def compute_width(run: TrainRun) -> int:
@@ -180,13 +178,18 @@ def compute_width(run: TrainRun) -> int:
     return 2 if run.precision == "bf16" else FP32
 
 
+def reduce_width(run: TrainRun) -> int:
+    """r: bytes of an element of the gradients that ranks add up, whole ones that wait for it among them."""
+    return min(FP32, compute_width(run)) if run.parallel.reduce == "bf16" else FP32
+
+
 def layout_bytes(run: TrainRun, vocab_size: int, layout: Layout, seq_len: int, micro_batches: int = 1) -> Bytes:
     """Bytes of one GPU while it trains rows of `seq_len` tokens, `run.micro_batch_rows` at a time, as FSDP2 holds them.
 
     parameters   fp32 4P/S; gathered wP, at zero 3 only the root (embedding, head) and two blocks. One process holds the
                  casts of its weights that autograd keeps: wP in bf16 without checkpointing, nothing in fp32
-    gradients    fp32 4P/S; at zero 0 and 1 with several micro batches 4P, summed and cut at the end of the step only.
-                 With several processes also the whole gradients of the root and one block before they are reduced: w
+    gradients    fp32 4P/S; at zero 1 with several micro batches rP instead, cut at the end of the step only. With
+                 several processes also the whole gradients of the root and one block before they are reduced, at w
     optimizer    4 bytes for each element of state, /S; an exponential average of the weights (`average`) is one more
     overhead     CUDA, NCCL, buffers of gathering and reducing two blocks, 5 % of fragments; the root's buffer where the
                  activations, gone by then, do not make room for it
@@ -203,8 +206,9 @@ def layout_bytes(run: TrainRun, vocab_size: int, layout: Layout, seq_len: int, m
         gathered = w * (root + min(BLOCKS_IN_FLIGHT, run.model.layers) * block)
     else:
         gathered = w * count
-    whole = layout.zero < 2 and micro_batches > 1
-    gradients = FP32 * (count if whole else -(-count // shards)) + (w * (root + block) if several else 0)
+    r = reduce_width(run)
+    waiting = r * count if layout.zero < 2 and micro_batches > 1 else 0
+    gradients = max(FP32 * -(-count // shards), waiting) + (w * (root + block) if several else 0)
     average = FP32 * count if run.average.kind == "ema" else 0
     optimizer = (FP32 * optimizer_states(run.optimizer, held) + average) // shards
     activations = kept_activations(run, layout, seq_len)
@@ -214,19 +218,23 @@ def layout_bytes(run: TrainRun, vocab_size: int, layout: Layout, seq_len: int, m
         return Bytes(*sizes, overhead=0)
     fixed = CONTEXT_BYTES
     if several:
-        fixed += COMMUNICATOR_BYTES + BLOCKS_IN_FLIGHT * block * (w + FP32)
-        fixed += max(0, FP32 * root - activations - logits)
+        fixed += COMMUNICATOR_BYTES + BLOCKS_IN_FLIGHT * block * (w + r)
+        fixed += max(0, r * root - activations - logits)
     return Bytes(*sizes, overhead=round(fixed + FRAGMENTS * (sum(sizes) + fixed)))
 
 
 def traffic(run: TrainRun, vocab_size: int, layout: Layout, micro_batches: int) -> int:
-    """Bytes that data parallelism moves through one GPU each step: gradients in fp32, weights at w.
+    """Bytes that data parallelism moves through one GPU each step of m micro batches: gradients at r, weights at w.
 
-    zero 0  an all-reduce, 8P       zero 1  reduce-scatter and gather once, (4 + w)P
-    zero 2  reduce-scatter every micro batch, (4m + w)P      zero 3  and two gathers each time, (4 + 2w) m P
+    zero 0  an all-reduce, 2rP      zero 1  reduce-scatter and gather once, (r + w)P
+    zero 2  reduce-scatter every micro batch, (mr + w)P      zero 3  and two gathers each time, (r + 2w) m P
     """
     if layout.dp == 1:
         return 0
-    count, w = sum(p.elements for p in pieces(run.model, vocab_size, layout.tp)), compute_width(run)
-    each = {0: 2 * FP32, 1: FP32 + w, 2: FP32 * micro_batches + w, 3: (FP32 + 2 * w) * micro_batches}[layout.zero]
+    count, w, r = (
+        sum(p.elements for p in pieces(run.model, vocab_size, layout.tp)),
+        compute_width(run),
+        reduce_width(run),
+    )
+    each = {0: 2 * r, 1: r + w, 2: r * micro_batches + w, 3: (r + 2 * w) * micro_batches}[layout.zero]
     return each * count * (layout.dp - 1) // layout.dp

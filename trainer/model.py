@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gristmill.core.hashing import seed_of
 from gristmill.trainer.architecture import Model
-from gristmill.trainer.layers import Block, Layout, Linear, RMSNorm, document_mask, piece_lengths, xielu_start
+from gristmill.trainer.layers import Block, Layout, Matrix, RMSNorm, document_mask, piece_lengths, xielu_start
 from gristmill.trainer.parallel.tensor import ALONE, TensorParallel, fill, local
 from gristmill.trainer.parallel.vocabulary import cross_entropy, embed
 from gristmill.trainer.rope import rotary_table, wide
@@ -59,7 +59,7 @@ class Decoder(nn.Module):
         self.embed = Embedding(rows, config.hidden)
         self.blocks = nn.ModuleList(Block(config, layer, tp, checkpointing) for layer in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps, tp.size > 1 and tp.sequence)
-        self.head = None if config.tie_embeddings else Linear(config.hidden, rows)
+        self.head = None if config.tie_embeddings else Matrix(config.hidden, rows)
         self.cos_TD: Tensor
         self.sin_TD: Tensor
         for name, table_TD in zip(("cos_TD", "sin_TD"), rotary_table(config, max_seq_len), strict=True):
@@ -131,11 +131,12 @@ class Decoder(nn.Module):
         table_vC = local(self.embed.weight)
         if self.compute is not None:  # once: the gradients of a tied table are then added in one dtype everywhere
             table_vC = table_vC.to(self.compute)
-        x_nC = self.tp.scatter(embed(tokens_BT.flatten(), table_vC, self.tp))
+        x_nC = self.tp.own(embed(tokens_BT.flatten(), table_vC, self.tp))
         for block in self.blocks:
             x_nC = block(x_nC, layout)
-        x_NC = self.tp.gather(self.norm(x_nC), layout.positions)
-        logits_Nv = x_NC @ table_vC.t() if self.head is None else self.head(x_NC)
+        x_nC = self.norm(x_nC)
+        output_vC = table_vC if self.head is None else self.head.like(x_nC)
+        (logits_Nv,) = self.tp.column(x_nC, layout.positions, output_vC)
         if self.config.logit_softcap is not None:
             logits_Nv = self.config.logit_softcap * torch.tanh(wide(logits_Nv) / self.config.logit_softcap)
         if self.tp.size > 1:

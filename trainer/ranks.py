@@ -86,11 +86,19 @@ def _end() -> None:
 
 
 def quiet(number: int) -> None:
-    """Make this process one of many: what it writes on standard error is errors, each line with its rank before it."""
+    """Make this process one of many: only rank 0 talks. Of the others, errors are left, each line with its rank before it."""
     import warnings
 
-    warnings.simplefilter("ignore")
-    sys.stderr = _Prefixed(f"[rank {number}] ")  # type: ignore[assignment]
+    # FSDP2 warns of its own deprecated calls and of a danger that our loss does not run into, on each rank (torch 2.13)
+    warnings.filterwarnings("ignore", module=r"torch\.distributed")
+    if number:
+        warnings.simplefilter("ignore")
+        sys.stderr = _Prefixed(f"[rank {number}] ")  # type: ignore[assignment]
+
+
+def quiet_torch() -> None:
+    """Once torch is imported, which sets the levels of its loggers: DTensor tells each rank that exports gather in two steps."""
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
 
 
 class _Prefixed:

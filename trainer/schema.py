@@ -50,6 +50,9 @@ class Parallel(Settings):
     """Ranks that share each matrix (tensor parallel); heads, ffn and vocabulary are divided by it."""
     sequence: bool = True
     """With tp > 1, norms and residuals hold 1/tp of the positions of a row (arXiv 2205.05198)."""
+    reduce: Literal["fp32", "bf16"] = "fp32"
+    """Dtype in which sums over ranks are made under `precision: bf16`: activations' parts (tp) and gradients (dp). fp32
+    rounds as one process does and moves twice the bytes."""
     zero: Literal[0, 1, 2, 3] = 2
     """What data-parallel ranks divide by FSDP2. 0: nothing. 1: master weights and optimizer state; gradients are summed
     once a step. 2: gradients too, summed each micro batch. 3: also the weights between uses."""

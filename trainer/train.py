@@ -7,15 +7,17 @@ the work folder: an output must not hold a time.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,10 +25,16 @@ from typing import Any, ClassVar
 import orjson
 
 from gristmill.core.errors import EXIT_INTERRUPTED, EXIT_USAGE, GristmillError, Stopped, TaskFailed, UsageError
+from gristmill.core.hashing import sha256_file
 from gristmill.core.stage import Counters, Outbox, Receipt, Stage, Task
 
 OUTPUTS = ("model.safetensors", "config.json", "metrics.jsonl", "generated.txt", "summary.json")
-OPERATIONAL = frozenset({"mixture", "log_every", "checkpoint", "verify_shards"})  # settings that change no output
+FINISHED = "finished.json"
+"""Written by a launch after all outputs: {name: sha256}. Slurm may have run it, and the stage then only takes them over."""
+OPERATIONAL = frozenset({"mixture", "log_every", "checkpoint", "verify_shards", "ladder", "track", "peak_tflops"})
+"""Settings that change no output."""
+ROUNDING = frozenset({"parallel"})
+"""Settings that change outputs by rounding alone: a run that goes on with other processes is the same run."""
 STOP_POLL_SECONDS = 0.5
 TAIL_LINES = 20  # of the log, in an error message
 
@@ -48,28 +56,77 @@ class Train(Stage):
             return {"torch": "none"}  # planning works without it; running says what to install
 
     def tasks(self, inputs: Mapping[str, Sequence[Receipt]]) -> list[Task]:
-        """One task. Its id leaves out what changes no weight, so that a changed log line or checkpoint interval resumes."""
-        run = {key: value for key, value in self.config["run"].items() if key not in OPERATIONAL}
-        return [replace(task, config={"run": run}) for task in self.one_task(inputs)]
+        """One task. Its id leaves out what changes no weight, so that a changed log line or checkpoint interval resumes.
+
+        Raises UsageError when the run branches off a source that is not there.
+        """
+        from gristmill.trainer import branch
+
+        run = {key: value for key, value in self.config["run"].items() if key not in OPERATIONAL | ROUNDING}
+        tasks = self.one_task(inputs)
+        if run.get("from") is not None:
+            run["from"] = branch.in_task_id(self._source(tasks[0]))
+        return [replace(task, config={"run": run}) for task in tasks]
 
     def run(self, task: Task, out: Outbox) -> Counters:
         """Raises UsageError without torch or when run and dataset do not fit, TaskFailed (with the log's end) otherwise."""
         require_torch()
-        work = out.work
-        settings = work / "run.json"
-        settings.write_bytes(orjson.dumps(self.config["run"], option=orjson.OPT_INDENT_2))
-        dataset = Path(task.shard("shards", "manifest.json").path).parent
-        tokenizer = Path(task.shard("shards", "tokenizer.json").path)
-        # what `gristmill trace` needs of a run that has no receipt yet; a digest, since a root may be moved
-        digest = task.shard("shards", "manifest.json").sha256
-        (work / "launch.json").write_bytes(orjson.dumps({"manifest_sha256": digest}))
-        launch_training(settings, dataset, tokenizer, work, lambda: out.stopping)
+        launch = self.prepare(task, out.work)
+        if not finished(launch.work):
+            launch_training(launch.settings, launch.dataset, launch.tokenizer, launch.work, lambda: out.stopping)
         for name in OUTPUTS:
-            shutil.copyfile(work / name, out.path(name))
-        summary: dict[str, Any] = orjson.loads((work / "summary.json").read_bytes())
+            shutil.copyfile(launch.work / name, out.path(name))
+        summary: dict[str, Any] = orjson.loads((launch.work / "summary.json").read_bytes())
         rows = summary["samples"]
         notes = Counter({key: summary[key] for key in ("steps", "tokens", "params")})
         return Counters(rows_in=rows, rows_out=rows, drops=None, notes=notes)
+
+    def prepare(self, task: Task, work: Path) -> Launch:
+        """Write what a launch of this task reads into its work folder, and say how to start it."""
+        run = dict(self.config["run"])
+        if run.get("from") is not None:
+            run["from"] = self._source(task)
+        settings = work / "run.json"
+        settings.write_bytes(orjson.dumps(run, option=orjson.OPT_INDENT_2))
+        manifest = task.shard("shards", "manifest.json")
+        # what `gristmill trace` needs of a run that has no receipt yet; a digest, since a root may be moved
+        (work / "launch.json").write_bytes(orjson.dumps({"manifest_sha256": manifest.sha256}))
+        tokenizer = Path(task.shard("shards", "tokenizer.json").path)
+        return Launch(settings, Path(manifest.path).parent, tokenizer, work)
+
+    def _source(self, task: Task) -> dict[str, Any]:
+        """`from:` with its source found. Raises UsageError when it is not there."""
+        from gristmill.trainer import branch
+        from gristmill.trainer.branch_schema import Branch
+
+        shards = Path(task.shard("shards", "manifest.json").path)
+        root = shards.parents[3] if len(shards.parents) > 3 else None  # ROOT/stages/shards/TASK/manifest.json
+        return branch.find(Branch.model_validate(self.config["run"]["from"]), root).model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The files and folders of one launch; `work` holds its checkpoints."""
+
+    settings: Path
+    dataset: Path
+    tokenizer: Path
+    work: Path
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of `python -m gristmill.trainer.launch`."""
+        pairs = {"run": self.settings, "dataset": self.dataset, "tokenizer": self.tokenizer, "out": self.work}
+        return [text for option, value in pairs.items() for text in (f"--{option}", str(value))]
+
+
+def finished(work: Path) -> bool:
+    """Whether a launch of this task has ended well, and its outputs are still what it wrote."""
+    try:
+        written = orjson.loads((work / FINISHED).read_bytes())
+        return all(sha256_file(work / name) == written[name] for name in OUTPUTS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def require_torch() -> None:
@@ -84,19 +141,24 @@ def launch_training(
 ) -> None:
     """Run trainer.launch to its end, its progress passed on to stderr and kept in work/train.log.
 
-    The child ends with this process, however it dies; it is told to save and stop once `stopping` is true. Raises
-    Stopped, UsageError, or TaskFailed with the end of the log.
+    The child, and the ranks that it may start, end with this process, however it dies; it is told to save and stop
+    once `stopping` is true. It has a session of its own, so that a Ctrl-C reaches it once, through us. Raises Stopped,
+    UsageError, or TaskFailed with the end of the log.
     """
-    command = [sys.executable, "-m", "gristmill.trainer.launch"]
-    for option, value in (("run", settings), ("dataset", dataset), ("tokenizer", tokenizer), ("out", work)):
-        command += [f"--{option}", str(value)]
-    command += ["--parent", str(os.getpid())]
+    launch = Launch(settings, dataset, tokenizer, work)
+    command = [sys.executable, "-m", "gristmill.trainer.launch", *launch.arguments, "--parent", str(os.getpid())]
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     # glibc gives logits and gradients back to the kernel after every use and faults them in again; a worker's own
     # low trim threshold makes it worse. Kept, the demo's model trains at 18k tok/s instead of 9k (14k by glibc's defaults).
     environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": str(1 << 31), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True, errors="replace"
+        command,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        errors="replace",
+        start_new_session=True,
     )
     ended = threading.Event()
     threading.Thread(target=_pass_on, args=(process, stopping, ended), daemon=True, name="pass-on-stop").start()
@@ -110,7 +172,9 @@ def launch_training(
         code = process.wait()
     finally:
         ended.set()
-        process.kill()  # nothing when it has ended
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its ranks, in sessions of their own, see their input close
         for pipe in (process.stdin, process.stderr):
             if pipe is not None:
                 pipe.close()

@@ -59,7 +59,7 @@ def train_plan(
       gristmill train plan smollm3-3b --gpus 384 --gpu-memory 80GB
       gristmill train plan llama-3-8b --gpus 32 --json
       gristmill train plan llama-3-8b --gpus 64 --set mixture.stages.0.tokens=1T --set micro_batch_rows=1
-      gristmill train plan smollm3-3b-long --gpus 384 --gpu h200 --gpu-memory 141GB --mfu 30%
+      gristmill train plan smollm3-3b-long --gpus 48 --gpu h200 --gpu-memory 141GB --mfu 30%
     """
     from gristmill.core.places import find_yaml
     from gristmill.pipelines.trainplan import find_stages

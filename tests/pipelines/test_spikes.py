@@ -94,7 +94,7 @@ def test_garbage_comes_first(case: Case) -> None:
     found = case.json("--spike", "--top", "20")
     documents = found["documents"]
     assert {d["id"] for d in documents[:8]} == case.spiked.garbage
-    assert all(d["loss"] == pytest.approx(8, abs=1e-6) and d["tokens"] == 16 for d in documents[:8])
+    assert all(d["loss"] == pytest.approx(8, abs=1e-6) and d["tokens"] in (15, 16) for d in documents[:8])
     # 11 nats on 4 tokens or less: the highest mean, but too few tokens to be ranked by it
     assert case.short in {d["id"] for d in documents[8:]}
     assert found["event"]["step"] == 30
@@ -107,14 +107,15 @@ def test_garbage_comes_first(case: Case) -> None:
     worst = documents[0]
     source = found["sources"][worst["source"]]
     assert worst["sigma"] == pytest.approx((8 - source["average"]) / source["std"], rel=1e-6)
-    assert worst["excess"] == pytest.approx(16 * (8 - source["average"]) / 32)
+    n = worst["tokens"]
+    assert worst["excess"] == pytest.approx(n * (8 - source["average"]) / (n + 16))
     assert found["batch"]["documents"] == len({i for i in _ids(case, 30)})
 
 
 def _ids(case: Case, step: int) -> list[str]:
     rows = [("main", (step - 1) * BATCH + i) for i in range(BATCH)]
     return [
-        p.id for row in rows for p in pieces.Pieces(case.spiked.dataset).of(*row) if p.length > 1 and p.row_start < 31
+        p.id for row in rows for p in pieces.Pieces(case.spiked.dataset).of(*row) if p.length > 1 and p.row_start < 32
     ]
 
 

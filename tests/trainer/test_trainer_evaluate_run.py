@@ -15,6 +15,14 @@ class Killed(Exception):
     pass
 
 
+def rule(start, words):
+    """Words in the order that the toy data mostly follow."""
+    ids = [start]
+    while len(ids) < words:
+        ids.append((5 * ids[-1] + 7) % 94)
+    return [f"w{i + 3}" for i in ids]
+
+
 def kill_at(step):
     def report(record):
         if record["step"] == step:
@@ -27,7 +35,7 @@ def kill_at(step):
 def watched(toy, run_maker, tmp_path_factory):
     """(run, folder, said) of 12 watched steps."""
     folder = tmp_path_factory.mktemp("watched")
-    texts = [" ".join(f"w{3 + (5 * n + i) % 90}" for i in range(n % 9 + 2)) for n in range(12)]
+    texts = [" ".join(rule(7 * n, n % 9 + 6)) for n in range(12)]
     (folder / "own.jsonl").write_bytes(b"\n".join(orjson.dumps({"text": t}) for t in texts))
     rows = [{"context": f"w{3 + n}", "choices": [" w8 w9", " w40"], "gold": n % 2} for n in range(6)]
     (folder / "task.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))

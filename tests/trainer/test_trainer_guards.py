@@ -53,7 +53,9 @@ def course(seed: int, n: int) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("watch", [["loss", "grad_norm"], ["loss"], []])
 def test_the_judge_agrees_with_numpy(on_spike: str, watch: list[str]) -> None:
     settings = guards(on_spike=on_spike, watch=watch)
-    judge, accepted, refused = Judge(settings, CPU), [], []
+    judge = Judge(settings, CPU)
+    accepted: list[tuple[float, float]] = []
+    refused: list[tuple[float, float]] = []
     for step, now in enumerate(course(0, 60)):
         window = np.array(accepted[-16:]).reshape(-1, 2)
         limit = np.full(2, np.inf)
@@ -222,8 +224,40 @@ def test_a_silent_rank_is_named_before_one_that_is_behind(tmp_path: Path) -> Non
         hearts[0].at(1, "lunch")
     path.write_bytes(b"[1, 2")
     assert heartbeat.stalled(tmp_path, time.time(), 60) == []
-    heartbeat.remove_heartbeats(tmp_path)
+    heartbeat.remove_heartbeats(tmp_path, ranks=3)
+    assert os.listdir(tmp_path / heartbeat.FOLDER) == ["2"]
+    heartbeat.remove_heartbeats(tmp_path, ranks=2)
     assert os.listdir(tmp_path / heartbeat.FOLDER) == []
+
+
+def wait_for(told: list[heartbeat.Stalled], number: int) -> None:
+    end = time.monotonic() + 20
+    while len(told) < number and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def test_the_watchdog_tells_once_of_a_rank_that_hangs_and_of_one_that_is_gone(tmp_path: Path) -> None:
+    hearts = [heartbeat.Heartbeat(tmp_path, rank, every=0.02) for rank in range(3)]
+    told: list[heartbeat.Stalled] = []
+    for heart in hearts:
+        heart.at(4, "batch")
+    for heart in hearts[:2]:
+        heart.at(4, "compute")  # and wait there for rank 2, which is alive in its own code
+    dog = heartbeat.Watchdog(tmp_path, hearts[0], older_than=1.0, tell=told.append)
+    time.sleep(0.3)
+    assert told == [], "nothing has lasted long enough"
+    wait_for(told, 1)
+    time.sleep(0.6)  # time to tell twice
+    assert [(s.rank, s.step, s.place) for s in told] == [(2, 4, "batch")]
+    hearts[2].at(4, "compute")
+    hearts[1]._closed.set()
+    hearts[1]._thread.join()
+    wait_for(told, 2)
+    dog.close()
+    assert [(s.rank, s.place) for s in told] == [(2, "batch"), (1, "compute")]
+    assert told[1].silent > 1.0
+    for heart in hearts[::2]:
+        heart.close()
 
 
 def test_health_tells_a_throughput_drop_and_a_slow_rank(tmp_path: Path) -> None:

@@ -154,6 +154,21 @@ def test_traffic_grows_with_zero_and_micro_batches():
     assert moved == [each * count * 3 // 4 for each in (8, 6, 34, 64)]
 
 
+def test_reducing_in_bf16_halves_what_waits_and_what_moves():
+    run = run_of()
+    half = run.model_copy(update={"parallel": run.parallel.model_copy(update={"reduce": "bf16"})})
+    one = Layout(1, 8, 1)
+    wide, narrow = (layout_bytes(r, 128_256, one, 4096, 4) for r in (run, half))
+    count = read_preset("llama-3-8b").parameters
+    assert count is not None
+    assert wide.gradients - narrow.gradients == 2 * count
+    assert traffic(half, 128_256, Layout(1, 4, 1), 8) == 4 * count * 3 // 4
+    assert (
+        layout_bytes(half, 128_256, Layout(1, 8, 2), 4096, 4).gradients
+        == layout_bytes(run, 128_256, Layout(1, 8, 2), 4096, 4).gradients
+    )
+
+
 def test_activations_of_checkpointing_tensor_parallelism_and_the_mask():
     run = run_of()
     tokens, c = 4096, run.model

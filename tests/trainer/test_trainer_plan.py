@@ -12,7 +12,7 @@ from gristmill.core.errors import UsageError
 from gristmill.core.mixlock import LockedPhase, LockedUse, MixLock
 from gristmill.core.settings import load
 from gristmill.core.tokshards import PackedManifest, PackedPhase
-from gristmill.trainer.order import DataOrder, tokens_after, total_steps
+from gristmill.trainer.order import DataOrder
 from gristmill.trainer.plan import add_gpus, plan_run
 from gristmill.trainer.plan_text import render, short
 from gristmill.trainer.schedule import LearningRate

@@ -43,7 +43,9 @@ def build(
 
     Raises UsageError when the shape cannot be cut over `settings.tp` ranks.
     """
-    tp = TensorParallel(world.tp, world.tp_rank, world.tp_group, settings.sequence and world.tp > 1)
+    tp = TensorParallel(
+        world.tp, world.tp_rank, world.tp_group, settings.sequence and world.tp > 1, settings.reduce == "fp32"
+    )
     if wrong := [text for text in lints(config, tp.size) if any(word in text for word in IMPOSSIBLE)]:
         raise UsageError(f"parallel.tp {tp.size}: {wrong[0]}", hint="take a tp that divides the heads and ffn")
     with torch.device("meta" if world.size > 1 else world.device):
@@ -64,7 +66,11 @@ def _distribute(model: Decoder, world: World, settings: Parallel, compute: torch
         owner = model.get_submodule(name.rpartition(".")[0])
         setattr(owner, name.rpartition(".")[2], nn.Parameter(_cut(name, parameter, model, world)))
     mesh = world.mesh[REPLICATE, SHARD] if settings.zero == 0 else world.mesh[SHARD]
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(
+        param_dtype=compute,
+        reduce_dtype=torch.float32 if settings.reduce == "fp32" else compute,
+        cast_forward_inputs=False,
+    )
     for module in (*model.blocks, model):
         fully_shard(module, mesh=mesh, reshard_after_forward=settings.zero == 3, mp_policy=policy)
         assert isinstance(module, FSDPModule)

@@ -1,9 +1,9 @@
-"""Tensor parallelism as explicit collectives on local tensors: what a layer calls before and after its cut matrices.
+"""Tensor parallelism as explicit collectives on local tensors: the products of a layer's cut matrices.
 
 A column-parallel matrix holds some of the outputs and needs all positions; a row-parallel one holds some of the inputs,
 and its result is a part of a sum (Shoeybi et al., Megatron-LM, arXiv 1909.08053). With sequence parallelism
 (Korthikanti et al., arXiv 2205.05198) the residual stream between them holds 1/tp of the positions, so the same bytes move
-as one gather and one reduce-scatter. With one rank every method returns its argument.
+as one gather and one reduce-scatter. With one rank these are plain products.
 
 Letters: N positions of a micro batch (rows x seq_len), n = N/tp rounded up: those of one rank, C width.
 """
@@ -21,55 +21,62 @@ from torch.distributed.tensor import DTensor, Partial
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
-class Copy(torch.autograd.Function):
-    """Identity; the gradient is summed over the ranks."""
+class Column(torch.autograd.Function):
+    """(n, C) and column-parallel weights (O, C) -> their (N, O) products; the gradient of x is summed over the ranks.
+
+    Only this rank's positions are kept for the backward pass, which gathers again (arXiv 2205.05198, section 4.2).
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
+    def forward(ctx: Any, x_nC: Tensor, tp: TensorParallel, positions: int, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x_nC, *weights)
+        ctx.tp, ctx.positions = tp, positions
+        x_NC = tp.all_positions(x_nC, positions)
+        return tuple(x_NC @ w.t() for w in weights)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _all_reduce(gradient, ctx.group), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x_nC, *weights = ctx.saved_tensors
+        tp: TensorParallel = ctx.tp
+        part_NC = tp.product(gradients[0], weights[0])
+        for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
+            part_NC += tp.product(gradient, weight)
+        x_NC = tp.all_positions(x_nC, ctx.positions)
+        return (
+            tp.own_positions(part_NC).to(x_nC.dtype),
+            None,
+            None,
+            *(gradient.t() @ x_NC for gradient in gradients),
+        )
 
 
-class Reduce(torch.autograd.Function):
-    """The sum over the ranks; each rank's part gets the gradient as it is."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        return _all_reduce(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return gradient, None
-
-
-class Gather(torch.autograd.Function):
-    """(n, C) -> (n x tp, C), the ranks' rows one after another; the gradient is summed and cut back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return _all_gather(x, group)
+class Row(torch.autograd.Function):
+    """(N, I) inner columns of this rank and its (C, I) weight -> this rank's (n, C) positions of the sum over the ranks."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _reduce_scatter(gradient, ctx.group), None
-
-
-class Scatter(torch.autograd.Function):
-    """(n x tp, C) parts of a sum -> this rank's (n, C) rows of the sum; gradients are gathered."""
+    def forward(ctx: Any, x_NI: Tensor, weight_CI: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.save_for_backward(x_NI, weight_CI)
+        ctx.tp = tp
+        return tp.own_positions(tp.product(x_NI, weight_CI.t())).to(x_NI.dtype)
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return _reduce_scatter(x, group)
+    def backward(ctx: Any, gradient_nC: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        x_NI, weight_CI = ctx.saved_tensors
+        gradient_NC = ctx.tp.all_positions(gradient_nC, len(x_NI))
+        return gradient_NC @ weight_CI, gradient_NC.t() @ x_NI, None
+
+
+class Own(torch.autograd.Function):
+    """(N, C) parts of a sum -> this rank's (n, C) positions of it; gradients go to every part."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _all_gather(gradient, ctx.group), None
+    def forward(ctx: Any, part_NC: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp, ctx.positions = tp, len(part_NC)
+        return tp.own_positions(part_NC)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_nC: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.tp.all_positions(gradient_nC, ctx.positions), None
 
 
 def _all_reduce(x: Tensor, group: Any) -> Tensor:
@@ -92,30 +99,52 @@ def _reduce_scatter(x: Tensor, group: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """One rank of a tensor-parallel group. `sequence`: the residual stream is divided over the ranks by position."""
+    """One rank of a tensor-parallel group.
+
+    `sequence`: the residual stream is divided over the ranks by position. `wide`: parts of sums are fp32 from the product
+    on until they are added, so that bf16 rounds the sum alone, as it does in one rank; it moves twice the bytes.
+    """
 
     size: int = 1
     rank: int = 0
     group: Any = None
     sequence: bool = False
+    wide: bool = True
 
-    def gather(self, x_nC: Tensor, positions: int) -> Tensor:
-        """All N `positions` in front of column-parallel matrices."""
+    def column(self, x_nC: Tensor, positions: int, *weights: Tensor) -> tuple[Tensor, ...]:
+        """The (N, O) products of all N `positions` with column-parallel weights, each (O, C), in the dtype of x."""
         if self.size == 1:
-            return x_nC
-        if not self.sequence:
-            return Copy.apply(x_nC, self.group)  # type: ignore[no-any-return, no-untyped-call]
-        return Gather.apply(x_nC, self.group)[:positions]  # type: ignore[no-any-return, no-untyped-call]
+            return tuple(F.linear(x_nC, weight) for weight in weights)
+        return Column.apply(x_nC, self, positions, *weights)  # type: ignore[no-any-return, no-untyped-call]
 
-    def scatter(self, part_NC: Tensor) -> Tensor:
-        """The residual stream behind row-parallel matrices, from each rank's part of the sum."""
+    def row(self, x_NI: Tensor, weight_CI: Tensor) -> Tensor:
+        """The residual stream (n, C) behind a row-parallel weight."""
         if self.size == 1:
-            return part_NC
+            return F.linear(x_NI, weight_CI)
+        return Row.apply(x_NI, weight_CI, self)  # type: ignore[no-any-return, no-untyped-call]
+
+    def own(self, part_NC: Tensor) -> Tensor:
+        """The residual stream (n, C) of parts (N, C) of a sum."""
+        return part_NC if self.size == 1 else Own.apply(part_NC, self)  # type: ignore[no-any-return, no-untyped-call]
+
+    def all_positions(self, x_nC: Tensor, positions: int) -> Tensor:
+        """(N, C): under sequence parallelism the ranks' rows one after another. Without a gradient of its own."""
+        return _all_gather(x_nC, self.group)[:positions] if self.sequence else x_nC
+
+    def own_positions(self, part_NC: Tensor) -> Tensor:
+        """(n, C): this rank's rows of the sum of the ranks' parts, or all of it without sequence parallelism."""
         if not self.sequence:
-            return Reduce.apply(part_NC, self.group)  # type: ignore[no-any-return, no-untyped-call]
+            return _all_reduce(part_NC, self.group)
         missing = -len(part_NC) % self.size
-        whole = F.pad(part_NC, (0, 0, 0, missing)) if missing else part_NC
-        return Scatter.apply(whole, self.group)  # type: ignore[no-any-return, no-untyped-call]
+        return _reduce_scatter(F.pad(part_NC, (0, 0, 0, missing)) if missing else part_NC, self.group)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b, a part of a sum: in fp32 where `wide`."""
+        if not self.wide or a.dtype in (torch.float32, torch.float64):
+            return a @ b
+        if a.device.type == "cuda":
+            return torch.mm(a, b, out_dtype=torch.float32)
+        return a.float() @ b.float()  # exact products, as the GPU's
 
     def columns(self, part: Tensor) -> Tensor:
         """The ranks' last dimensions side by side (no gradient)."""
