@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from gristmill.core.mixlock import LOCK_FORMAT
 from gristmill.core.vocabulary import TokenizerFacts
 from gristmill.mixes.draw import Cursor, Draws
 from gristmill.mixes.order import destinations
@@ -22,7 +23,6 @@ from gristmill.mixes.plan import PhasePlan, Plan
 from gristmill.mixes.schema import Mixture
 from gristmill.mixes.sources import Documents, Stock
 
-LOCK_FORMAT = "gristmill-mix-lock-1"
 LAYOUT_FORMAT = "gristmill-mix-layout-1"
 
 PIECES_SCHEMA = pa.schema(

@@ -6,6 +6,8 @@ the counts of characters. Only random.Random.random() decides, whose values Pyth
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -72,6 +74,20 @@ def grammar_documents(seed: int, longest: int = 600) -> Iterator[list[int]]:
     while True:
         length = 20 + int(draw.random() * (longest - 20))
         yield encode(sentences(int(draw.random() * 2**31), length)[:length])
+
+
+def lexicon_documents(seed: int, words: int = 2000, longest: int = 200) -> Iterator[list[int]]:
+    """Documents without end of made-up words, the i-th as frequent as 1 / (i + 3): learnt one after another, so that
+    losses fall as a power of the tokens."""
+    draw = random.Random(seed)
+    spell = "abcdefghijklmnopqrstuvwxyz"
+    lexicon = ["".join(spell[int(draw.random() * 26)] for _ in range(2 + int(draw.random() * 5))) for _ in range(words)]
+    sums = list(itertools.accumulate(1 / (i + 3) for i in range(words)))
+    while True:
+        length, out = 20 + int(draw.random() * (longest - 20)), ""
+        while len(out) < length:
+            out += lexicon[min(bisect.bisect(sums, draw.random() * sums[-1]), words - 1)] + " "
+        yield encode(out[:length])
 
 
 def write_dataset(

@@ -78,9 +78,8 @@ def make_spiked(
             starts.append(np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int32))
         (folder / name).mkdir(parents=True)
         base = folder / name / "00000"
-        columns = [
-            pa.array(list(c), f.type if f.name != "source" else None) for c, f in zip(zip(*records), PROVENANCE_SCHEMA)
-        ]
+        types = [f.type if f.name != "source" else pa.string() for f in PROVENANCE_SCHEMA]
+        columns = [pa.array(c, t) for c, t in zip(zip(*records, strict=True), types, strict=True)]
         columns[3] = columns[3].dictionary_encode().cast(PROVENANCE_SCHEMA.field("source").type)
         write_rows(base, np.stack(packed), starts, pa.table(columns, schema=PROVENANCE_SCHEMA))
         digests = {suffix: sha256_file(f"{base}.{suffix}") for suffix in ("bin", "bnd.npy", "prov.parquet")}

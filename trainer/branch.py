@@ -2,7 +2,7 @@
 pretraining.
 
 `find` and `pinned` need no torch: they name the source by content, which is part of the task's id and of every
-checkpoint. `begin` fills the model (and the optimizer) of a fresh run on all its ranks.
+checkpoint. A `Source` fills the model (and the optimizer) of a fresh run on all its ranks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,19 +31,13 @@ if TYPE_CHECKING:
 
     from gristmill.trainer.optim import Hybrid
     from gristmill.trainer.parallel.mesh import World
+    from gristmill.trainer.saver import Checkpoints
 
 SAMPLED_BLOCKS, BLOCK_BYTES = 1024, 4096  # of each weight file, evenly spaced: 4 MiB, whatever its size
+ENCODE = "encode the data with the source's tokenizer"
 TASK_ID = re.compile(r"[0-9a-f]{4,32}")
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a branched run begins: behind `step`, with the edits (edits.Edits.to_json) that its source had made."""
-
-    step: int
-    edits: list[dict[str, Any]]
 
 
 def find(setting: Branch, root: Path | None = None) -> Branch:
@@ -175,7 +168,7 @@ def check_fit(
     if vocab_size != manifest.vocab_size:
         raise UsageError(
             f"from: {name} has {vocab_size} ids, the dataset {manifest.vocab_size}",
-            hint="encode the data with the source's tokenizer",
+            hint=ENCODE,
         )
     try:
         model = Model.model_validate(theirs)
@@ -191,61 +184,68 @@ def check_fit(
         say(f"from {name} with {text}")
 
 
-def begin(
-    run: TrainRun,
-    manifest: PackedManifest,
-    order: DataOrder,
-    model: nn.Module,
-    optimizer: Hybrid,
-    world: World,
-    out: Path,
-    say: Say,
-) -> Start:
-    """Collective. Fill a fresh run's weights, and optimizer where it is kept, from `run.branch` (found).
+class Source:
+    """The opened source of a fresh run. Made, and filled from, on all ranks at once.
 
-    With keep_position, out/metrics.jsonl begins with the source's records. Raises UsageError on what does not fit, on
-    every rank alike; FormatError on a damaged source.
+    Raises UsageError on what does not fit the run and its dataset, on every rank alike, FormatError on a damaged source.
     """
-    setting = run.branch
-    assert setting is not None
-    if setting.safetensors is not None:
-        _from_export(Path(setting.safetensors), run, manifest, model, say)
-        say(f"begins with the weights of {setting.safetensors}")
-        return Start(0, [])
-    from gristmill.trainer.checkpoint_schema import Checkpoint as Settings
-    from gristmill.trainer.saver import Checkpoints
 
-    assert setting.run is not None
-    assert setting.step is not None
-    folder = Path(setting.run)
-    source = Checkpoints(folder / "checkpoints", world, Settings(), manifest.vocab_size, say=say)
-    found = source.open(setting.step)
-    state = found.state
-    check_fit(str(folder), state["run"]["model"], int(state["vocab_size"]), run, manifest, say)
-    if state.get("tokenizer_sha256", manifest.tokenizer_sha256) != manifest.tokenizer_sha256:
-        raise UsageError(
-            f"from: {folder} was trained with another tokenizer", hint="encode the data with the source's tokenizer"
+    def __init__(self, run: TrainRun, manifest: PackedManifest, world: World, say: Say) -> None:
+        assert run.branch is not None
+        self.run, self.manifest, self.world, self.say, self.setting = run, manifest, world, say, run.branch
+        self.checkpoints: Checkpoints | None = None
+        self.found: checkpoint.Checkpoint | None = None
+        if self.setting.run is not None:
+            self._open(Path(self.setting.run))
+
+    def _open(self, folder: Path) -> None:
+        from gristmill.trainer.checkpoint_schema import Checkpoint as Settings
+        from gristmill.trainer.saver import Checkpoints
+
+        assert self.setting.step is not None, "pinned"
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", self.world, Settings(), self.manifest.vocab_size, say=self.say
         )
-    if setting.keep_position:
-        check_position(state, manifest, order)
-    parts: dict[str, dict[str, Tensor]] = {checkpoint.MODEL: dict(model.named_parameters())}
-    if setting.optimizer == "keep":
-        parts[checkpoint.OPTIMIZER] = optimizer.state_tensors()
-    try:
-        source.load(found, parts)
-        if setting.optimizer == "keep":
-            optimizer.load_state(parts[checkpoint.OPTIMIZER])
-    except FormatError as error:
-        if state["run"]["optimizer"] == run.model_dump(mode="json")["optimizer"] or setting.optimizer == "fresh":
-            raise
-        raise UsageError(f"from: {error.message}", hint="from.optimizer: fresh takes the weights alone") from error
-    if not setting.keep_position:
-        say(f"begins with the weights of step {found.step} of {folder}")
-        return Start(0, [])
-    if world.leads:
-        copy_journal(folder / "metrics.jsonl", out / "metrics.jsonl", found.step)
-    say(f"begins behind step {found.step} of {folder}")
-    return Start(found.step, list(state.get("edits", [])))
+        self.found = self.checkpoints.open(self.setting.step)
+        state = self.found.state
+        check_fit(str(folder), state["run"]["model"], int(state["vocab_size"]), self.run, self.manifest, self.say)
+        if state.get("tokenizer_sha256", self.manifest.tokenizer_sha256) != self.manifest.tokenizer_sha256:
+            raise UsageError(f"from: {folder} was trained with another tokenizer", hint=ENCODE)
+
+    @property
+    def position(self) -> checkpoint.Checkpoint | None:
+        """The checkpoint whose edits and place in the data this run goes on from; None to begin at step 0."""
+        return self.found if self.setting.keep_position else None
+
+    def fill(self, model: nn.Module, optimizer: Hybrid, order: DataOrder, out: Path) -> int:
+        """Set the weights, and the optimizer where it is kept. Returns the step behind which the run begins.
+
+        `order` is this run's. With keep_position, out/metrics.jsonl begins with the source's records.
+        """
+        if self.found is None or self.checkpoints is None:
+            assert self.setting.safetensors is not None
+            _from_export(Path(self.setting.safetensors), self.run, self.manifest, model, self.say)
+            self.say(f"begins with the weights of {self.setting.safetensors}")
+            return 0
+        folder, keep = self.checkpoints.folder.parent, self.setting.optimizer == "keep"
+        if self.position is not None:
+            check_position(self.found.state, self.manifest, order)
+        parts: dict[str, dict[str, Tensor]] = {checkpoint.MODEL: dict(model.named_parameters())}
+        if keep:
+            parts[checkpoint.OPTIMIZER] = optimizer.state_tensors()
+        try:
+            self.checkpoints.load(self.found, parts)
+        except FormatError as error:
+            if not keep or self.found.state["run"]["optimizer"] == self.run.model_dump(mode="json")["optimizer"]:
+                raise
+            raise UsageError(f"from: {error.message}", hint="from.optimizer: fresh takes the weights alone") from error
+        if self.position is None:
+            self.say(f"begins with the weights of step {self.found.step} of {folder}")
+            return 0
+        if self.world.leads:
+            copy_journal(folder / "metrics.jsonl", out / "metrics.jsonl", self.found.step)
+        self.say(f"begins behind step {self.found.step} of {folder}")
+        return self.found.step
 
 
 def copy_journal(source: Path, target: Path, step: int) -> None:
@@ -275,7 +275,7 @@ def _from_export(folder: Path, run: TrainRun, manifest: PackedManifest, model: n
     check_fit(str(folder), loaded.config.model_dump(mode="json"), loaded.vocab_size, run, manifest, say)
     tokenizer = folder / "tokenizer.json"
     if tokenizer.is_file() and sha256_file(tokenizer) != manifest.tokenizer_sha256:
-        raise UsageError(f"from: {tokenizer} is not the tokenizer of this dataset", hint="encode the data with it")
+        raise UsageError(f"from: {tokenizer} is not the tokenizer of this dataset", hint=ENCODE)
     whole = dict(loaded.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():

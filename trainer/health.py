@@ -59,7 +59,8 @@ class Health:
         self._tokens, self._steps = self._tokens + tokens, self._steps + 1
         if self._steps < self.settings.health_every:
             return []
-        here = [self._seconds / self._steps, self._waits / self._steps, self._probe(), self._tokens / self._seconds]
+        probe = self._probe() if self.world.size > 1 else 0.0  # one process has none to compare with
+        here = [self._seconds / self._steps, self._waits / self._steps, probe, self._tokens / self._seconds]
         of_ranks = self._gather(torch.tensor(here, dtype=torch.float64, device=self.world.device)).tolist()
         self._seconds, self._waits, self._tokens, self._steps = 0.0, 0.0, 0, 0
         found = self._compare(step, of_ranks)

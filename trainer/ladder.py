@@ -5,7 +5,7 @@ drawn for that share. A long run read off half-way would not do: before its deca
 reach when the rate decays in time, so the data term would be fitted to the schedule (Hoffmann et al., arXiv 2203.15556,
 appendix B: a cosine drawn for 25 % more steps than the run has already ends clearly higher). Warm-ups are cut to the same
 share, since one of a fixed length takes most of a short run (Porian et al., arXiv 2406.19146, section 3). What a rung does
-not have: held-out evaluation of its own, samples, averaged weights, data edits, tensor parallelism.
+not have: weights to begin with, held-out evaluation of its own, samples, averaged weights, data edits, tensor parallelism.
 
 Its loss is the mean over rows that no rung trains on, the same for all: a training loss at the end of a short run
 scatters by more than the rungs differ.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,10 +33,11 @@ from gristmill.trainer.order import DataOrder
 from gristmill.trainer.scaling_fit import LEAST_RUNS
 from gristmill.trainer.schedule import LearningRate
 from gristmill.trainer.schema import TrainRun
+from gristmill.trainer.stopping import signals
 from gristmill.trainer.train import launch_training, require_torch
 
 RESULT = "rung.json"
-UNUSED = ("evaluate", "gallery", "track", "average", "max_steps", "ladder")  # of the run, at their defaults in a rung
+UNUSED = ("branch", "evaluate", "gallery", "track", "average", "max_steps", "ladder")  # at their defaults in a rung
 OPERATIONAL = ("checkpoint", "log_every", "verify_shards", "mixture", "generate", "peak_tflops")  # change no loss
 WIDTH_MULTIPLE = 8  # of hidden and ffn
 
@@ -254,20 +256,28 @@ def points_of(results: Sequence[dict[str, Any]], counted: str) -> list[dict[str,
 def run_rungs(run: TrainRun, dataset: PackedDataset, tokenizer: Path, out: Path, say: Say) -> list[dict[str, Any]]:
     """Train every rung that has no result under `out` yet, one after another, and return all results.
 
-    Each is a launch in its own folder and goes on from its checkpoint when it was stopped. Raises what a launch raises,
-    and UsageError when a folder holds a rung of other settings or data.
+    Each is a launch in its own folder and goes on from its checkpoint when it was stopped. A signal stops the rung at
+    hand after a save. Raises what a launch raises (Stopped after a signal), and UsageError when a folder holds a rung of
+    other settings or data.
     """
     require_torch()
     rungs = rungs_of(run, dataset.manifest)
     _, rows = split(dataset.manifest, (run.ladder or Ladder()).heldout_rows)
     results = []
+    stop = threading.Event()
+
+    def ask(why: str) -> None:
+        say(f"{why}: this rung saves and stops")
+        stop.set()
+
     for number, rung in enumerate(rungs, 1):
         folder = out / rung.name
         title = f"rung {number}/{len(rungs)}: {rung.parameters['total']:,} parameters, {rung.tokens:,} tokens"
         found = finished(folder, rung)
         if found is None:
             say(f"{title}, peak lr {rung.run.optimizer.lr:.2e}")
-            _train(rung, dataset, tokenizer, folder)
+            with signals(ask):
+                _train(rung, dataset, tokenizer, folder, stop.is_set)
             found = {**_described(rung), "loss": heldout_loss(folder, dataset, rows, rung.run)}
             found["training_loss"] = orjson.loads((folder / "summary.json").read_bytes())["final_loss"]
             _write(folder / RESULT, {"key": rung.key, **found})
@@ -310,12 +320,12 @@ def _described(rung: Rung) -> dict[str, Any]:
     }
 
 
-def _train(rung: Rung, dataset: PackedDataset, tokenizer: Path, folder: Path) -> None:
+def _train(rung: Rung, dataset: PackedDataset, tokenizer: Path, folder: Path, stopping: Callable[[], bool]) -> None:
     data = folder / "dataset"
     _link(dataset.folder, rung.manifest, data)
     settings = folder / "run.json"
     _write(settings, rung.run.model_dump(mode="json"))
-    launch_training(settings, data, tokenizer, folder)
+    launch_training(settings, data, tokenizer, folder, stopping)
 
 
 def _link(source: Path, manifest: PackedManifest, folder: Path) -> None:

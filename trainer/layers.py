@@ -35,7 +35,7 @@ class Layout:
     cos_BTD: Tensor
     sin_BTD: Tensor
     lengths: list[int] | None  # pieces of the N flattened positions (CPU)
-    mask_B1TT: Tensor | None  # True where a query may look (elsewhere)
+    mask_B1TT: Tensor | None  # added to the scores: -inf where a query may not look (elsewhere)
 
     @property
     def positions(self) -> int:
@@ -240,7 +240,12 @@ def attend(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, layout: Layout) -> Te
     """(B, T, H, D) attention, causal within pieces. Both ways give the same numbers up to rounding."""
     if layout.lengths is None:
         q_BHTD, k_BGTD, v_BGTD = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
-        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BGTD, v_BGTD, attn_mask=layout.mask_B1TT, enable_gqa=True)
+        shared = q_BHTD.shape[1] // k_BGTD.shape[1]
+        if (
+            shared > 1
+        ):  # torch's fused kernels that take a mask take no grouped heads: they would fall back to T x T scores
+            k_BGTD, v_BGTD = (x.repeat_interleave(shared, 1) for x in (k_BGTD, v_BGTD))
+        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BGTD, v_BGTD, attn_mask=layout.mask_B1TT)
         return y_BHTD.transpose(1, 2)
     # split, not slices: the backward pass of a slice fills a whole zero tensor per piece
     q, k, v = (x.flatten(0, 1).transpose(0, 1)[None].split(layout.lengths, 2) for x in (q_BTHD, k_BTGD, v_BTGD))

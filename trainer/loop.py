@@ -271,7 +271,7 @@ class Trainer:
         self.loader.check()
         if self.metrics is not None:
             self.metrics.sync()
-        self.watch.before_save()
+        self.watch.before_save(self.step, self.due())
         state = {
             "step": self.step,
             "samples": self.order.samples_after(self.step),
@@ -291,7 +291,6 @@ class Trainer:
         self.checkpoints.begin(state, parts)
         if self.world.leads and len(self.order.edits):
             write_edits(self.out / "edits.json", self.order.edits)
-        self.watch.after_save(self.step)
         self.saved = self.step
 
     @property
@@ -302,6 +301,11 @@ class Trainer:
     def edge(self) -> bool:
         """Whether the current step ends a stage or the run."""
         return self.step == self.steps or any(self.step == phase.last_step for phase in self.order.phases)
+
+    def place(self) -> Record:
+        """Where the current step stands in its stage."""
+        stage = next(p for p in self.order.phases if p.first_step <= self.step <= p.last_step)
+        return {"phase_step": self.step - stage.first_step + 1, "phase_steps": stage.steps}
 
     def due(self) -> bool:
         """Whether a checkpoint falls on the current step."""
@@ -382,7 +386,7 @@ def _run(trainer: Trainer, report: Callable[[Record], None], stop: Callable[[], 
         if trainer.due() or stopping:
             trainer.save()
         trainer.checkpoints.poll()
-        report({**record, **timing, "steps": trainer.steps})
+        report({**record, **timing, **trainer.place(), "steps": trainer.steps})
         if stopping and trainer.next_step() is not None:
             trainer.loader.finish()
             return False

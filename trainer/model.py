@@ -151,7 +151,12 @@ class Decoder(nn.Module):
         rows, cos_BTD, sin_BTD = len(position_BT), self.cos_TD[position_BT], self.sin_TD[position_BT]
         if self.pieces and position_BT.device.type == "cpu":
             return Layout(rows, cos_BTD, sin_BTD, piece_lengths(position_BT), None)
-        return Layout(rows, cos_BTD, sin_BTD, None, document_mask(position_BT))
+        seen_B1TT = document_mask(position_BT)
+        dtype = (
+            self.compute or self.cos_TD.dtype
+        )  # an additive mask, made once: of a boolean one each layer makes its own
+        hidden_B1TT = torch.zeros_like(seen_B1TT, dtype=dtype).masked_fill_(~seen_B1TT, float("-inf"))
+        return Layout(rows, cos_BTD, sin_BTD, None, hidden_B1TT)
 
     def params(self) -> int:
         """All parameters, the padded vocabulary included; a tied head counts once."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import dataclass
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from gristmill.core.errors import UsageError
 from gristmill.trainer.optim_schema import REGEX, Algorithm, Optimizer, ParameterGroup
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 BLOCKS = "blocks"  # the decoder's list of layers: the hidden matrices are inside
 SHOWN = 3  # parameter names in a hint

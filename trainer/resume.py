@@ -21,6 +21,7 @@ FREE = {  # may change on resume: none of it decides a weight, or (data, guards)
     "gallery",
     "generate",
     "guards",
+    "ladder",
     "log_every",
     "max_steps",
     "mixture",

@@ -24,7 +24,7 @@ STOP_FILE = "STOP"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 AGAIN_SECONDS = 1.0
 """A signal this soon after the first is the same request: torchrun passes on a Ctrl-C that its ranks got as well."""
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.2
 """Between two looks at the trigger file: on a shared file system a look takes milliseconds."""
 
 
@@ -62,7 +62,10 @@ class Stop:
             self._looked = time.monotonic()
             if self.file.exists():
                 self.ask(f"{self.file} is there")
-        return ranks.any(self.asked)[0]
+        (told,) = ranks.any(self.asked)
+        if told:
+            self.ask("another rank was told to stop")
+        return told
 
     def honoured(self) -> None:
         """Remove the trigger file, once the state is saved: the next launch is to train on."""

@@ -65,14 +65,11 @@ class Watch:
             self.say(evaluation_line(found))
             self.trackers.evaluation(found)
 
-    def before_save(self) -> None:
-        """Rows that a checkpoint relies on are on disk."""
+    def before_save(self, step: int, due: bool) -> None:
+        """Samples of the state to be saved where a checkpoint was `due` (a stop adds none), and rows on disk."""
         if self.evaluator is not None:
             self.evaluator.sync()
-
-    def after_save(self, step: int) -> None:
-        """Samples of the state that was saved."""
-        if self.codec is not None:
+        if self.codec is not None and due:
             phase = self.order.span(step).phase.name
             samples = generate.write_samples(
                 self.model,

@@ -150,6 +150,78 @@ def train_run(run: str, root: Path, overrides: tuple[str, ...]) -> None:
     sys.exit(outcome.exit_code)
 
 
+@train.command("ladder")
+@click.argument("run", required=False)
+@root_option(required=False)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the rungs and ladder.json.")
+@click.option("--points", type=click.Path(path_type=Path), help="Fit the runs in this CSV or JSON file; train nothing.")
+@click.option(
+    "--predict", "targets", multiple=True, metavar="N:D", help="Predict N parameters on D tokens, e.g. 3e9:1e12."
+)
+@click.option("--flops", multiple=True, type=click.FloatRange(min=0, min_open=True), help="Rows of the IsoFLOP table.")
+@set_option
+@json_option
+def train_ladder(
+    run: str | None,
+    root: Path | None,
+    out: Path | None,
+    points: Path | None,
+    targets: tuple[str, ...],
+    flops: tuple[float, ...],
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train small models on shares of a run's data and fit the scaling law L = E + A/N^alpha + B/D^beta.
+
+    The sizes and token counts are the `ladder:` section of RUN. A finished rung is not trained again; the same command
+    goes on after a stop. Predicts the run itself, with an interval, and the best size for each number of FLOPs.
+
+    With --points the law is fitted to runs of your own: CSV with the columns parameters, tokens, loss, or JSON.
+
+    \b
+    Examples:
+      gristmill train ladder demo --root runs/demo --out runs/ladder
+      gristmill train ladder --points runs.csv --predict 7e9:1.4e12 --flops 1e23
+    """
+    from gristmill.trainer import ladder_report
+    from gristmill.trainer.ladder_schema import Ladder
+
+    wanted = [_target(text) for text in targets]
+    if points is not None:
+        if run is not None:
+            raise UsageError("both a run and --points are given", hint="--points fits a file and needs no run")
+        runs = ladder_report.read_points(points)
+        found = ladder_report.report(runs, Ladder(), wanted, flops)
+    else:
+        if run is None or root is None or out is None:
+            raise UsageError("a ladder needs RUN, --root and --out", hint="or --points FILE to fit runs of your own")
+        from gristmill.core.tokshards import PackedDataset
+        from gristmill.pipelines.tracing import dataset_folder
+        from gristmill.trainer import ladder
+
+        settings, _ = _load_run(run, overrides)
+        folder = dataset_folder(root)
+        found = ladder.climb(
+            settings, PackedDataset(folder), folder / "tokenizer.json", out, say, targets=wanted, flops=flops
+        )
+        runs = ladder.points_of(found["rungs"], found["count"])
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(ladder_report.render(found, runs))
+
+
+def _target(text: str) -> tuple[float, float]:
+    """3e9:1e12 -> (3e9, 1e12)."""
+    try:
+        n, d = (float(part) for part in text.split(":"))
+    except ValueError:
+        n = d = 0.0
+    if not (0 < n < float("inf") and 0 < d < float("inf")):
+        raise UsageError(f"{text!r} is not PARAMETERS:TOKENS", hint="write --predict 3e9:1e12")
+    return n, d
+
+
 def _load_run(run: str, overrides: tuple[str, ...]) -> tuple[TrainRun, Document]:
     from gristmill.core.places import find_yaml
     from gristmill.core.settings import load

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 from spiked import BATCH, Spiked, make_spiked
 
 from gristmill.core.blocklist import read_blocklist
+from gristmill.core.errors import UsageError
 from gristmill.pipelines import spikes
 from gristmill.pipelines.cli.look import trace
 from gristmill.trainer import events, pieces
@@ -170,6 +172,21 @@ def test_what_cannot_be_traced_is_told(case: Case, tmp_path: Path) -> None:
     assert "no guard acted" in fails("--spike", "--dataset", str(case.spiked.dataset.folder), run=empty)
     other = make_spiked(tmp_path / "other", main=3, anneal=1, step=1, seed=9)
     assert "is not the dataset of this run" in fails("--spike", "--dataset", str(other.dataset.folder))
+
+
+def test_a_run_of_a_root_is_named_by_the_beginning_of_its_id(case: Case, tmp_path: Path) -> None:
+    """Also one that has not finished: its task folder has no receipt yet."""
+    work = tmp_path / "stages" / "train" / "3fa9c0" / "work"
+    shutil.copytree(case.run, work)
+    (work / "launch.json").write_bytes(b"{}")
+    (work / "metrics.jsonl").write_bytes(b"")
+    run = spikes.find_run("3fa", tmp_path, case.spiked.dataset.folder)
+    assert (run.id, run.folder) == ("3fa9c0", work)
+    assert spikes.find_run(None, tmp_path, case.spiked.dataset.folder).id == "3fa9c0"
+    with pytest.raises(UsageError, match="no training run '4f'"):
+        spikes.find_run("4f", tmp_path, case.spiked.dataset.folder)
+    with pytest.raises(UsageError, match="has no training run"):
+        spikes.find_run(None, tmp_path / "none", case.spiked.dataset.folder)
 
 
 def test_averages_fall_back_on_metrics_and_on_the_batch(case: Case) -> None:

@@ -25,6 +25,7 @@ from gristmill.trainer.schema import TrainRun
 
 VOCAB = 97  # no multiple of 64: the padded rows must show in nothing
 SPECIAL = {"bos": 0, "eos": 1, "pad": 2}
+SHARES = {"toy": {"target": 1.0, "realised": 1.0}}
 SUFFIXES = ("bin", "bnd.npy", "prov.parquet")
 
 
@@ -86,8 +87,8 @@ def make_dataset(folder: Path, seed: int = 0) -> PackedDataset:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="pad"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
-    main = PackedPhase("main", 32, 243, 8, 100, {"phase": "stable", "warmup_steps": 4}, {})
-    anneal = PackedPhase("anneal", 48, 43, 4, 100, {"phase": "decay", "shape": "linear", "to": 0.1}, {})
+    main = PackedPhase("main", 32, 243, 8, 100, {"phase": "stable", "warmup_steps": 4}, SHARES)
+    anneal = PackedPhase("anneal", 48, 43, 4, 100, {"phase": "decay", "shape": "linear", "to": 0.1}, SHARES)
     phases = [write_phase(folder, main, seed), write_phase(folder, anneal, seed + 1)]
     sha = sha256_file(folder / "tokenizer.json")
     write_manifest(folder, PackedManifest("<u2", VOCAB, SPECIAL, sha, seed, "0" * 64, phases, []))

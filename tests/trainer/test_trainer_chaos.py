@@ -104,23 +104,25 @@ def test_a_trigger_file_or_a_signal_to_one_rank_saves_and_stops_all(world, tmp_p
     run, dataset, undisturbed = world
     out = tmp_path / "out"
 
-    def stopped(step: int, how) -> None:
+    def stopped(step: int, how, why: str) -> None:
         child = launch(run, dataset, out)
         wait_for_step(child, out, step)
         how(child)
         code, err = end(child)
         assert code == 130, err
-        assert "stopping after this step" in err
+        assert f"{why}: stopping after this step" in err
         done = steps_done(out)
         assert f"stopped after step {done} of {STEPS}" in err
         assert steps_in(out / "checkpoints")[-1] == done
-        assert not (out / "STOP").exists()
+        assert not file.exists()
 
-    stopped(5, lambda child: (out / "STOP").touch())
+    file = out / "STOP"
+    stopped(5, lambda child: file.touch(), f"{file} is there")
     first = steps_done(out)
-    stopped(first + 3, lambda child: child.send_signal(signal.SIGTERM))  # the launcher's own
+    stopped(first + 3, lambda child: child.send_signal(signal.SIGTERM), f"{file} is there")  # the launcher makes it
 
-    stopped(steps_done(out) + 2, lambda child: os.kill(ranks_of(child.pid)[1], signal.SIGUSR1))
+    one = "another rank was told to stop"
+    stopped(steps_done(out) + 2, lambda child: os.kill(ranks_of(child.pid)[1], signal.SIGUSR1), one)
     assert steps_done(out) < STEPS
     code, err = end(launch(run, dataset, out))
     assert code == 0, err

@@ -19,16 +19,15 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from gristmill.core.errors import UsageError
 from gristmill.trainer.architecture import Model
+from gristmill.trainer.capacity import cannot_split
 from gristmill.trainer.model import Decoder
 from gristmill.trainer.parallel.mesh import REPLICATE, SHARD, TP, World
 from gristmill.trainer.parallel.tensor import TensorParallel
 from gristmill.trainer.schema import Parallel
-from gristmill.trainer.sizes import lints
 
 COLUMN = ("embed.weight", "head.weight", "q.weight", "k.weight", "v.weight", "gate.weight", "up.weight")
 ROW = ("o.weight", "down.weight")
 ALL_GATHERED = ("forward", "token_losses", "token_loss", "loss")  # calls that need the root's weights
-IMPOSSIBLE = ("do not divide", "does not divide", "neither divide")
 
 
 def build(
@@ -46,8 +45,8 @@ def build(
     tp = TensorParallel(
         world.tp, world.tp_rank, world.tp_group, settings.sequence and world.tp > 1, settings.reduce == "fp32"
     )
-    if wrong := [text for text in lints(config, tp.size) if any(word in text for word in IMPOSSIBLE)]:
-        raise UsageError(f"parallel.tp {tp.size}: {wrong[0]}", hint="take a tp that divides the heads and ffn")
+    if why := cannot_split(config, tp.size):
+        raise UsageError(f"parallel.tp: {why}", hint="take a tp that divides the heads and ffn")
     with torch.device("meta" if world.size > 1 else world.device):
         model = Decoder(config, vocab_size, max_seq_len, tp, compute, settings.checkpointing)
     if settings.compile:

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+WIDE = (torch.float32, torch.float64)  # dtypes whose sums need no wider one
+
 
 class Column(torch.autograd.Function):
     """(n, C) and column-parallel weights (O, C) -> their (N, O) products; the gradient of x is summed over the ranks.
@@ -102,7 +104,8 @@ class TensorParallel:
     """One rank of a tensor-parallel group.
 
     `sequence`: the residual stream is divided over the ranks by position. `wide`: parts of sums are fp32 from the product
-    on until they are added, so that bf16 rounds the sum alone, as it does in one rank; it moves twice the bytes.
+    on until they are added, so that bf16 rounds the sum alone, whether its parts lie in one rank (the gradients of what
+    query, key and value share) or in several; between ranks it moves twice the bytes.
     """
 
     size: int = 1
@@ -113,7 +116,7 @@ class TensorParallel:
 
     def column(self, x_nC: Tensor, positions: int, *weights: Tensor) -> tuple[Tensor, ...]:
         """The (N, O) products of all N `positions` with column-parallel weights, each (O, C), in the dtype of x."""
-        if self.size == 1:
+        if self.size == 1 and (not self.wide or x_nC.dtype in WIDE):
             return tuple(F.linear(x_nC, weight) for weight in weights)
         return Column.apply(x_nC, self, positions, *weights)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -134,13 +137,13 @@ class TensorParallel:
     def own_positions(self, part_NC: Tensor) -> Tensor:
         """(n, C): this rank's rows of the sum of the ranks' parts, or all of it without sequence parallelism."""
         if not self.sequence:
-            return _all_reduce(part_NC, self.group)
+            return _all_reduce(part_NC, self.group) if self.size > 1 else part_NC
         missing = -len(part_NC) % self.size
         return _reduce_scatter(F.pad(part_NC, (0, 0, 0, missing)) if missing else part_NC, self.group)
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         """a @ b, a part of a sum: in fp32 where `wide`."""
-        if not self.wide or a.dtype in (torch.float32, torch.float64):
+        if not self.wide or a.dtype in WIDE:
             return a @ b
         if a.device.type == "cuda":
             return torch.mm(a, b, out_dtype=torch.float32)
