@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 
 from gristmill.core.tokshards import PackedDataset
-from gristmill.trainer import loop
+from gristmill.trainer import loop, model, state
 from gristmill.trainer.parallel import mesh, shard, tensor
 from gristmill.trainer.schema import TrainRun
 
@@ -31,21 +31,21 @@ def planted(fault: str | None, world: mesh.World) -> Iterator[None]:
     if fault is None:
         yield
     elif fault == "seed per rank":
-        whole = loop.Decoder.initial_value
-        with mock.patch.object(loop.Decoder, "initial_value", lambda m, name, seed: whole(m, name, seed + world.rank)):
+        whole = model.Decoder.initial_value
+        with mock.patch.object(model.Decoder, "initial_value", lambda m, name, seed: whole(m, name, seed + world.rank)):
             yield
     elif fault == "missing all-reduce":  # a norm's gradient of one rank's positions is taken for the whole
         with mock.patch.object(tensor.DTensor, "to_local", plain_to_local(tensor.DTensor.to_local)):
             yield
     elif fault == "per-rank mean loss":
-        batch = loop.Loader.batch
+        batch = state.Loader.batch
 
         def of_own_tokens(loader: Any, step: int) -> Any:
             found = batch(loader, step)
             own = sum(int((micro.labels_BT != -100).sum()) for micro in found.micros)
             return replace(found, valid_tokens=own * world.dp)
 
-        with mock.patch.object(loop.Loader, "batch", of_own_tokens):
+        with mock.patch.object(state.Loader, "batch", of_own_tokens):
             yield
     elif fault == "FSDP average":
         with mock.patch.object(
@@ -64,7 +64,7 @@ def plain_to_local(to_local: Any) -> Any:
 
 
 def gradients(run: TrainRun, dataset: PackedDataset, folder: Path, world: mesh.World) -> dict[str, torch.Tensor]:
-    trainer = loop.Trainer(run, dataset, folder, lambda text: None, world)
+    trainer = state.Trainer(run, dataset, folder, lambda text: None, world)
     try:
         trainer.backward(trainer.loader.batch(1))
         found = {

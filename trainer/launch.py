@@ -33,9 +33,9 @@ from gristmill.trainer.journal import read_journal
 from gristmill.trainer.progress import Progress
 from gristmill.trainer.schema import TrainRun
 from gristmill.trainer.stopping import Stop, signals
+from gristmill.trainer.summary import summarise
 from gristmill.trainer.train import FINISHED, OUTPUTS
 
-FINAL_STEPS = 10  # the final loss is the mean of this many last steps: single batches scatter by tenths of a nat
 LOCK_SECONDS = 30.0  # a killed parent's child needs up to a second to notice and go
 
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = branch.pinned(read_run(options.run), options.out)
         _environment(run)
         nproc = options.nproc or run.parallel.nproc
-        if nproc > 1 and not several:
+        if nproc > 1 and not ranks.started():
             ended = ranks.launch(_arguments(options), options.out, nproc)
         else:
             ended = outcome.Exit(_train(run, options))
@@ -61,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     under_ours = several and options.parent is not None  # the process that started the ranks says it once for all
     if ended.message and not under_ours:
         print(ended.render(), file=sys.stderr, flush=True)
-    if several:
+    if ranks.started():
         outcome.write(options.out, rank, ended)
-        if ended.code not in (EXIT_OK, EXIT_INTERRUPTED):
-            sys.stderr.flush()
-            os._exit(ended.code)  # the way out of torch.distributed waits for the others
+    if several and ended.code not in (EXIT_OK, EXIT_INTERRUPTED):
+        sys.stderr.flush()
+        os._exit(ended.code)  # the way out of torch.distributed waits for the others
     return ended.code
 
 
@@ -182,27 +182,6 @@ def check_tokenizer(dataset: PackedDataset, path: Path) -> None:
         )
 
 
-def summarise(records: list[dict[str, Any]], params: int) -> dict[str, Any]:
-    """Totals of a run from its metrics: losses in nats per token, whole and per phase. No times."""
-    phases: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        phases.setdefault(record["phase"], []).append(record)
-    return {
-        "steps": len(records),
-        "samples": records[-1]["samples"],
-        "tokens": records[-1]["tokens"],
-        "valid_tokens": sum(r["valid_tokens"] for r in records),
-        "params": params,
-        **_losses(records),
-        "phases": [{"name": name, "steps": len(part), **_losses(part)} for name, part in phases.items()],
-    }
-
-
-def _losses(records: list[dict[str, Any]]) -> dict[str, float]:
-    tail = [r["loss"] for r in records[-FINAL_STEPS:]]
-    return {"first_loss": records[0]["loss"], "final_loss": sum(tail) / len(tail)}
-
-
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -238,7 +217,7 @@ def _lock(out: Path) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError as error:
+            except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     raise LeaseHeld(f"another process is training in {out}", hint="wait for it, or stop it") from error
                 time.sleep(0.2)

@@ -1,14 +1,16 @@
 """How each process of a launch ended: OUT/.exit/RANK.json, since torchrun makes 1 of every exit code. No torch.
 
 The first fault of a rank's own is what the user reads; ranks that only lost their peer say so, and do not hide it.
+`python -m gristmill.trainer.outcome OUT RANKS` prints it and exits with its code, for batch scripts.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -95,3 +97,18 @@ def root_cause(exits: Mapping[int, Exit], killed: Mapping[int, str]) -> Exit:
     if any(e.code == EXIT_INTERRUPTED for e in exits.values()):
         return Exit(EXIT_INTERRUPTED)
     return Exit(EXIT_FAILED, "a process ended without saying why", RESUME)
+
+
+def main(argv: Sequence[str]) -> int:
+    out, ranks = Path(argv[0]), int(argv[1])
+    exits = read(out)
+    if sorted(exits) == list(range(ranks)) and all(e.code == EXIT_OK for e in exits.values()):
+        return EXIT_OK
+    ended = root_cause(exits, {})
+    if ended.message:
+        print(ended.render(), file=sys.stderr)
+    return ended.code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -23,8 +23,13 @@ GRACE_SECONDS = 5
 
 
 def launched() -> bool:
-    """Whether torchrun started this process: it is one rank of several."""
+    """Whether this process is one rank of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def started() -> bool:
+    """Whether torchrun started this process, be it the only rank."""
+    return "RANK" in os.environ
 
 
 def rank() -> int:

@@ -81,18 +81,22 @@ class Train(Stage):
         notes = Counter({key: summary[key] for key in ("steps", "tokens", "params")})
         return Counters(rows_in=rows, rows_out=rows, drops=None, notes=notes)
 
+    def launch_of(self, task: Task, work: Path) -> Launch:
+        """How a launch of this task in `work` is started. Nothing is written."""
+        manifest = Path(task.shard("shards", "manifest.json").path)
+        return Launch(work / "run.json", manifest.parent, Path(task.shard("shards", "tokenizer.json").path), work)
+
     def prepare(self, task: Task, work: Path) -> Launch:
-        """Write what a launch of this task reads into its work folder, and say how to start it."""
+        """Write what a launch of this task reads into its work folder."""
         run = dict(self.config["run"])
         if run.get("from") is not None:
             run["from"] = self._source(task)
-        settings = work / "run.json"
-        settings.write_bytes(orjson.dumps(run, option=orjson.OPT_INDENT_2))
-        manifest = task.shard("shards", "manifest.json")
+        launch = self.launch_of(task, work)
+        launch.settings.write_bytes(orjson.dumps(run, option=orjson.OPT_INDENT_2))
         # what `gristmill trace` needs of a run that has no receipt yet; a digest, since a root may be moved
-        (work / "launch.json").write_bytes(orjson.dumps({"manifest_sha256": manifest.sha256}))
-        tokenizer = Path(task.shard("shards", "tokenizer.json").path)
-        return Launch(settings, Path(manifest.path).parent, tokenizer, work)
+        digest = task.shard("shards", "manifest.json").sha256
+        (work / "launch.json").write_bytes(orjson.dumps({"manifest_sha256": digest}))
+        return launch
 
     def _source(self, task: Task) -> dict[str, Any]:
         """`from:` with its source found. Raises UsageError when it is not there."""

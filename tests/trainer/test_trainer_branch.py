@@ -83,8 +83,8 @@ def test_another_ending_of_the_same_mixture(toy, run_maker, source, tmp_path):
 
 def test_a_new_dataset_starts_at_step_0_with_the_weights(toy, run_maker, dataset_maker, source, tmp_path):
     dataset = dataset_maker(tmp_path / "dataset", 5)
-    fresh, _, from_seed = train(run_maker(max_steps=3), dataset, tmp_path / "fresh")
-    kept, said, warm = train(
+    _, _, from_seed = train(run_maker(max_steps=3), dataset, tmp_path / "fresh")
+    _, said, warm = train(
         run_maker(max_steps=3, branch={"run": str(source)} | {"step": 40}), dataset, tmp_path / "kept"
     )
     assert f"begins with the weights of step 40 of {source}" in said
@@ -100,7 +100,7 @@ def test_a_new_dataset_starts_at_step_0_with_the_weights(toy, run_maker, dataset
     )
     assert records == cold
     assert all(torch.equal(a, b) for a, b in zip(exported.model.parameters(), anew.model.parameters(), strict=True))
-    with pytest.raises(UsageError, match="step 40 of this run is not sample|was trained on another|phase main"):
+    with pytest.raises(UsageError, match=r"step 40 of this run is not sample|was trained on another|phase main"):
         train(run_maker(branch=setting | {"keep_position": True}), dataset, tmp_path / "refused")
 
 
@@ -160,9 +160,9 @@ def test_sources_are_found_and_named_by_content(source, tmp_path):
     (tmp_path / "stages" / "train" / "0123ffff" / "work" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UsageError, match="fits 2 runs"):
         branch.find(Branch(run="0123"), tmp_path)
-    with pytest.raises(UsageError, match="is not the source that from.sha256 names"):
+    with pytest.raises(UsageError, match=r"is not the source that from\.sha256 names"):
         branch.find(Branch(run=str(source), sha256="0" * 64))
-    with pytest.raises(UsageError, match="holds no .safetensors file|config.json"):
+    with pytest.raises(UsageError, match=r"holds no \.safetensors file|config\.json"):
         branch.find(Branch(safetensors=str(tmp_path)))
 
 
@@ -187,7 +187,7 @@ def test_settings_that_mean_nothing_are_refused():
         {"safetensors": "b", "step": 3},
         {"safetensors": "b", "keep_position": True},
     ):
-        with pytest.raises(ValueError, match="from needs|hold no step"):
+        with pytest.raises(ValueError, match=r"from needs|hold no step"):
             Branch(**wrong)
 
 

@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # noqa: E402
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard  # noqa: E402
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor  # noqa: E402
 
 from gristmill.trainer import optim  # noqa: E402
@@ -86,6 +86,7 @@ def toy(world: mesh.World, zero: int) -> Toy:
     if world.mesh is not None:
         over = world.mesh[mesh.REPLICATE, mesh.SHARD] if zero == 0 else world.mesh[mesh.SHARD]
         fully_shard(model, mesh=over, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
+        assert isinstance(model, FSDPModule)
         model.set_gradient_divide_factor(1.0)
         model.set_force_sum_reduction_for_comms(True)
     return model
