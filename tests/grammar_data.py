@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -76,18 +77,29 @@ def grammar_documents(seed: int, longest: int = 600) -> Iterator[list[int]]:
         yield encode(sentences(int(draw.random() * 2**31), length)[:length])
 
 
-def lexicon_documents(seed: int, words: int = 2000, longest: int = 200) -> Iterator[list[int]]:
-    """Documents without end of made-up words, the i-th as frequent as 1 / (i + 3): learnt one after another, so that
-    losses fall as a power of the tokens."""
+ZIPF = [(i + 1) ** -1.3 for i in range(len(LETTERS))]  # how likely a letter's i-th follower is, unscaled
+
+
+def chain_documents(seed: int, longest: int = 200) -> Iterator[list[int]]:
+    """Documents without end of a Markov chain over the letters: each has its own order of followers, Zipf-distributed.
+
+    What a model cannot know is the chain's entropy; what it can is a matrix, more of it the wider it is.
+    """
     draw = random.Random(seed)
-    spell = "abcdefghijklmnopqrstuvwxyz"
-    lexicon = ["".join(spell[int(draw.random() * 26)] for _ in range(2 + int(draw.random() * 5))) for _ in range(words)]
-    sums = list(itertools.accumulate(1 / (i + 3) for i in range(words)))
+    n = len(LETTERS)
+    followers = [sorted(range(n), key=lambda _: draw.random()) for _ in range(n)]
+    sums = list(itertools.accumulate(ZIPF))
     while True:
-        length, out = 20 + int(draw.random() * (longest - 20)), ""
-        while len(out) < length:
-            out += lexicon[min(bisect.bisect(sums, draw.random() * sums[-1]), words - 1)] + " "
-        yield encode(out[:length])
+        out = [int(draw.random() * n)]
+        for _ in range(20 + int(draw.random() * (longest - 20))):
+            out.append(followers[out[-1]][min(bisect.bisect(sums, draw.random() * sums[-1]), n - 1)])
+        yield [*(letter + len(SPECIAL) for letter in out), SPECIAL["eos"]]
+
+
+def chain_entropy() -> float:
+    """Nats per letter of `chain_documents`, but for each document's first letter and end."""
+    total = sum(ZIPF)
+    return -sum(x / total * math.log(x / total) for x in ZIPF)
 
 
 def write_dataset(

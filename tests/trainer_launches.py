@@ -23,7 +23,7 @@ def write_run(folder: Path, run: Any) -> Path:
 
 
 def command(run: Path, dataset: Path, out: Path) -> list[str]:
-    options = ["--run", run, "--dataset", dataset, "--tokenizer", dataset / "tokenizer.json", "--out", out]
+    options = ["--settings", run, "--dataset", dataset, "--tokenizer", dataset / "tokenizer.json", "--out", out]
     return [sys.executable, "-m", "gristmill.trainer.launch", *map(str, options)]
 
 

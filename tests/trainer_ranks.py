@@ -1,8 +1,8 @@
 """One rank of the equality tests: trains named cases over one process group, some with a planted fault. Run by torchrun.
 
 python -m torch.distributed.run --nproc-per-node N tests/trainer_ranks.py DATASET OUT CASES.json
-A case: {"name", "run": settings of a training run, "fault": name or null, "resume": folder of a run to go on from or null}.
-Writes OUT/NAME as a training run does, and OUT/NAME/gradients.pt: {parameter: gradient of step 1, real rows only}.
+A case: {"name", "run": settings of a training run, "dataset": another one or absent, "fault": name or null, "resume": folder of a run to go on from or null}.
+Writes OUT/NAME as a training run does, tokens-RANK.json, and OUT/NAME/gradients.pt: {parameter: gradient of step 1, real rows only}.
 """
 
 from __future__ import annotations
@@ -63,6 +63,23 @@ def plain_to_local(to_local: Any) -> Any:
     return lambda parameter, *, grad_placements=None: to_local(parameter)
 
 
+@contextmanager
+def tokens_written(folder: Path, world: mesh.World) -> Iterator[None]:
+    """Write the rows of tokens that each data-parallel rank trains on: FOLDER/tokens-RANK.json, {step: rows}."""
+    batch, seen = state.Loader.batch, {}
+
+    def noted(loader: Any, step: int) -> Any:
+        found = batch(loader, step)
+        rows = torch.cat([micro.tokens_BT for micro in found.micros])[: len(found.rows)]  # the rest only fills
+        seen[step] = rows.tolist()
+        return found
+
+    with mock.patch.object(state.Loader, "batch", noted):
+        yield
+    if world.tp_rank == 0:
+        (folder / f"tokens-{world.dp_rank}.json").write_text(json.dumps(seen))
+
+
 def gradients(run: TrainRun, dataset: PackedDataset, folder: Path, world: mesh.World) -> dict[str, torch.Tensor]:
     trainer = state.Trainer(run, dataset, folder, lambda text: None, world)
     try:
@@ -77,19 +94,20 @@ def gradients(run: TrainRun, dataset: PackedDataset, folder: Path, world: mesh.W
 
 def main(dataset_folder: str, out: str, cases: str) -> None:
     torch.set_num_threads(1)
-    dataset = PackedDataset(dataset_folder)
     for case in json.loads(Path(cases).read_text()):
+        dataset = PackedDataset(case.get("dataset", dataset_folder))
         run = TrainRun.model_validate(case["run"])
         world = mesh.start(torch.device("cpu"), run.parallel.tp, run.parallel.zero)
         folder = Path(out) / case["name"]
         with planted(case.get("fault"), world):
             if case.get("resume"):
                 if world.leads:
-                    shutil.copytree(case["resume"], folder)
+                    shutil.copytree(case["resume"], folder, ignore=shutil.ignore_patterns("tokens-*"))
                 world.barrier()
             else:
                 found = gradients(run, dataset, folder / "probe", world)
-            loop.train(run, dataset, folder, world=world)
+            with tokens_written(folder, world):
+                loop.train(run, dataset, folder, world=world)
         if world.leads and not case.get("resume"):
             torch.save(found, folder / "gradients.pt")
     world.close()

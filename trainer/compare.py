@@ -18,7 +18,7 @@ from gristmill.core.errors import FormatError, UsageError
 from gristmill.core.settings import dotted, flatten
 from gristmill.trainer.resume import with_defaults
 from gristmill.trainer.summary import FINAL_STEPS, losses
-from gristmill.trainer.train import OPERATIONAL
+from gristmill.trainer.train import OPERATIONAL, ROUNDING
 
 TASK_ID = re.compile(r"[0-9a-f]{4,32}")
 NAME_CHARACTERS = 12  # of a task's id
@@ -130,12 +130,12 @@ def _lines(work: Path, folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Settings that are not the same in all runs, one value a run; those that change no output are left out."""
+    """Settings that are not the same in all runs, one value a run; those that change no output, or its rounding alone, are left out."""
     paths = sorted({path for run in runs for path in run.settings})
     out = {}
     for path in paths:
         values = [run.settings.get(path) for run in runs]
-        if path.split(".")[0] in OPERATIONAL or path.startswith("branch.") or path == "branch":
+        if path.split(".")[0] in OPERATIONAL | ROUNDING or path.startswith("branch.") or path == "branch":
             continue
         if any(value != values[0] for value in values):
             out[path] = values

@@ -1,4 +1,4 @@
-"""A training run as processes: `python -m gristmill.trainer.launch --run RUN.json --dataset DIR --tokenizer FILE --out DIR`.
+"""A training run as processes: `python -m gristmill.trainer.launch --settings RUN.json --dataset DIR --tokenizer FILE --out DIR`.
 
 RUN.json holds the resolved settings of a training run. Started again on the same DIR, it goes on from the last
 checkpoint. DIR gets model.safetensors, config.json, metrics.jsonl, timings.jsonl, generated.txt and summary.json.
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if several:
         ranks.quiet(rank)
     try:
-        run = branch.pinned(read_run(options.run), options.out)
+        run = branch.pinned(read_run(options.settings), options.out)
         _environment(run)
         nproc = options.nproc or run.parallel.nproc
         if nproc > 1 and not ranks.started():
@@ -79,7 +79,8 @@ def read_run(path: Path) -> TrainRun:
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m gristmill.trainer.launch", description="Train one run.")
-    parser.add_argument("--run", type=Path, required=True, help="resolved settings of the run (JSON)")
+    # not --run: torchrun takes that for its own --run-path, even behind the module's name
+    parser.add_argument("--settings", type=Path, required=True, help="resolved settings of the run (JSON)")
     parser.add_argument("--dataset", type=Path, required=True, help="packed dataset folder")
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json the dataset was made with")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and results")
@@ -90,7 +91,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _arguments(options: argparse.Namespace) -> list[str]:
     """What each rank is started with."""
-    names = ("run", "dataset", "tokenizer", "out")
+    names = ("settings", "dataset", "tokenizer", "out")
     return [text for name in names for text in (f"--{name}", str(getattr(options, name)))]
 
 

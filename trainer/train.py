@@ -120,7 +120,7 @@ class Launch:
     @property
     def arguments(self) -> list[str]:
         """Of `python -m gristmill.trainer.launch`."""
-        pairs = {"run": self.settings, "dataset": self.dataset, "tokenizer": self.tokenizer, "out": self.work}
+        pairs = {"settings": self.settings, "dataset": self.dataset, "tokenizer": self.tokenizer, "out": self.work}
         return [text for option, value in pairs.items() for text in (f"--{option}", str(value))]
 
 

@@ -244,7 +244,7 @@ def report(root: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(["recipe", "mixture", "train"]), default="recipe")
+@click.argument("kind", type=click.Choice(["recipe", "mixture", "train", "slurm"]), default="recipe")
 def schema(kind: str) -> None:
     """Print the JSON Schema of a YAML file, for editors and for reading: every setting with its unit.
 
@@ -256,7 +256,13 @@ def schema(kind: str) -> None:
     from gristmill.mixes.schema import Mixture
     from gristmill.pipelines.schema import Recipe
     from gristmill.trainer.schema import TrainRun
+    from gristmill.trainer.slurm_schema import SlurmProfile
 
-    models: dict[str, type[Settings]] = {"recipe": Recipe, "mixture": Mixture, "train": TrainRun}
+    models: dict[str, type[Settings]] = {
+        "recipe": Recipe,
+        "mixture": Mixture,
+        "train": TrainRun,
+        "slurm": SlurmProfile,
+    }
     model = models[kind]
     print_json(model.model_json_schema(by_alias=True))

@@ -125,29 +125,85 @@ def _share(text: str) -> float:
 @train.command("run")
 @click.argument("run")
 @root_option()
+@click.option("--nproc", type=click.IntRange(1), help="Processes on this machine. Default: the run's parallel.nproc.")
+@click.option(
+    "--slurm",
+    "profile",
+    metavar="PROFILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Submit a job as this YAML file describes (gristmill schema slurm), instead of training here.",
+)
+@click.option("--dry-run", is_flag=True, help="With --slurm: print the batch script and submit nothing.")
 @set_option
-def train_run(run: str, root: Path, overrides: tuple[str, ...]) -> None:
-    """Train from a training-run YAML; the same command resumes.
+def train_run(
+    run: str, root: Path, nproc: int | None, profile: Path | None, dry_run: bool, overrides: tuple[str, ...]
+) -> None:
+    """Train from a training-run YAML; the same command resumes, with any number of processes.
 
-    RUN is a packaged name (demo, web) or a path.
+    RUN is a packaged name (demo, web) or a path. Data-parallel processes are those left over by parallel.tp.
+
+    To save and stop: Ctrl-C, SIGTERM, SIGUSR1, or create the file STOP in the task's work folder (exit code 130).
 
     \b
-    Example:
+    Examples:
       gristmill train run demo --root runs/demo --set optimizer.lr=1e-3
+      gristmill train run demo --root runs/demo --nproc 2
+      gristmill train run big.yaml --root /scratch/mill --slurm h100.yaml --dry-run
+      gristmill train run demo --root runs/demo --set from.run=3fa1 --set from.step=200 --set from.keep_position=true
     """
     from gristmill.core.manifest import read_manifest
     from gristmill.pipelines import runner
     from gristmill.pipelines.graph import Node, Origin, load_class
 
+    if nproc is not None and profile is not None:
+        raise UsageError("both --nproc and --slurm are given", hint="the profile says how many processes a node runs")
+    if dry_run and profile is None:
+        raise UsageError("--dry-run needs --slurm", hint="`gristmill train plan` shows what a run would do")
+    given_by_user = overrides
+    if nproc is not None:
+        overrides = (*overrides, f"parallel.nproc={nproc}")
     settings, document = _load_run(run, overrides)
     shards = read_manifest(root, "shards")
     if shards is None or not shards.complete:
         raise UsageError(f"{root} has no packed shards", hint="gristmill run RECIPE --root DIR --to shards")
     stage = load_class("train")({"run": settings.model_dump(mode="json", by_alias=True)})
+    if profile is not None:
+        from gristmill.pipelines.slurmjob import slurm_job
+        from gristmill.trainer.train import Train
+
+        assert isinstance(stage, Train)
+        script = slurm_job(stage, shards.receipts, root, profile, run, given_by_user, dry_run=dry_run, say=say)
+        if script is not None:
+            click.echo(script, nl=False)
+        return
     node = Node("train", stage, {"run": Origin(document, ())})
     given = {"shards": shards.receipts}
     outcome = runner.run([node], root, [], cluster="inline", retries=0, say=say, given=given)
     sys.exit(outcome.exit_code)
+
+
+@train.command("compare")
+@click.argument("runs", nargs=-1)
+@root_option(required=False)
+@json_option
+def train_compare(runs: tuple[str, ...], root: Path | None, as_json: bool) -> None:
+    """Ablations in one table: the settings that differ, then losses per phase and evaluations.
+
+    RUNS are folders of launches, or task ids of the root (or their beginnings); none: all that the root has trained.
+    A loss is the mean of the last 10 steps, in nats per token. * marks the best.
+
+    \b
+    Examples:
+      gristmill train compare --root runs/demo
+      gristmill train compare 3fa1 9c02 --root runs/demo --json
+    """
+    from gristmill.trainer import compare
+
+    table = compare.compare(compare.find_runs(runs, root))
+    if as_json:
+        print_json(table)
+    else:
+        click.echo(compare.render(table))
 
 
 @train.command("ladder")

@@ -78,8 +78,11 @@ def write_phase(folder: Path, phase: PackedPhase, seed: int) -> PackedPhase:
     return dataclasses.replace(phase, shards=shards)
 
 
-def make_dataset(folder: Path, seed: int = 0) -> PackedDataset:
-    """30 steps of `main` (8 rows of 32) and 10 of `anneal` (4 rows of 48), each with rows left over; a tokenizer beside."""
+def make_dataset(folder: Path, seed: int = 0, times: int = 1) -> PackedDataset:
+    """30 steps of `main` (8 rows of 32) and 10 of `anneal` (4 rows of 48), each with rows left over; a tokenizer beside.
+
+    `times`: so many times the rows, in each step too.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     folder.mkdir(parents=True)
@@ -87,8 +90,10 @@ def make_dataset(folder: Path, seed: int = 0) -> PackedDataset:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="pad"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
-    main = PackedPhase("main", 32, 243, 8, 100, {"phase": "stable", "warmup_steps": 4}, SHARES)
-    anneal = PackedPhase("anneal", 48, 43, 4, 100, {"phase": "decay", "shape": "linear", "to": 0.1}, SHARES)
+    main = PackedPhase("main", 32, 243 * times, 8 * times, 100, {"phase": "stable", "warmup_steps": 4}, SHARES)
+    anneal = PackedPhase(
+        "anneal", 48, 43 * times, 4 * times, 100, {"phase": "decay", "shape": "linear", "to": 0.1}, SHARES
+    )
     phases = [write_phase(folder, main, seed), write_phase(folder, anneal, seed + 1)]
     sha = sha256_file(folder / "tokenizer.json")
     write_manifest(folder, PackedManifest("<u2", VOCAB, SPECIAL, sha, seed, "0" * 64, phases, []))

@@ -224,30 +224,29 @@ def test_a_stopped_ladder_goes_on_and_trains_no_rung_twice(dataset, tmp_path, mo
 
 @pytest.mark.slow
 def test_a_real_ladder_predicts_a_run_that_it_has_not_seen(tmp_path):
-    """Nine runs of 3k to 26k parameters on up to 614k tokens; then one of 56k on all 922k, within 4 % and the interval."""
-    dataset = text.write_dataset(tmp_path / "dataset", phases(1200, rows=16), text.lexicon_documents(3), spare=64)
+    """Nine runs of 3k to 28k parameters on 77k to 307k tokens, then one of 59k on 467k: seen 0.3 % off, asked for 2 %."""
+    dataset = text.write_dataset(tmp_path / "dataset", phases(1200), text.chain_documents(3), spare=64)
     tokenizer = dataset.folder / "tokenizer.json"
     sizes = [{"width": 1 / 6}, {"width": 1 / 3}, {"width": 2 / 3}]
     said = []
     run = settings({"sizes": sizes, "shares": [1 / 6, 1 / 3, 2 / 3], "heldout_rows": 128})
     found = ladder.climb(run, dataset, tokenizer, tmp_path / "out", said.append)
     points = ladder.points_of(found["rungs"], "total")
-    assert len(points) == 9
-    for size in range(3):  # more tokens help every size, and more parameters every token count
-        assert [p["loss"] for p in points[3 * size : 3 * size + 3]] == sorted(
-            (p["loss"] for p in points[3 * size : 3 * size + 3]), reverse=True
-        )
-        assert points[size]["loss"] > points[6 + size]["loss"]
-    assert max(map(abs, found["residuals"])) < 0.08
-    predicted = found["predictions"][0]
-    assert predicted["parameters"] == ladder.count(run.model, text.VOCAB)["total"]
+    loss = [[p["loss"] for p in points[i : i + 3]] for i in (0, 3, 6)]
+    for longer in (*loss, *zip(*loss, strict=True)):  # more tokens help every size, more parameters every token count
+        assert longer[0] > longer[1] > longer[2]
+    assert max(map(abs, found["residuals"])) < 0.03
 
     big = settings({"sizes": [{}], "shares": [1.0], "heldout_rows": 128})
-    truth = ladder.run_rungs(big, dataset, tokenizer, tmp_path / "big", said.append)[0]
-    print(ladder_report.render(found, points), truth["loss"])
-    assert predicted["loss"]["low"] < truth["loss"] < predicted["loss"]["high"]
-    assert predicted["loss"]["value"] == pytest.approx(truth["loss"], rel=0.04)
-    assert truth["loss"] < min(p["loss"] for p in points) - 0.1, "it is an extrapolation"
+    truth = ladder.run_rungs(big, dataset, tokenizer, tmp_path / "big", said.append)[0]["loss"]
+    predicted = found["predictions"][0]
+    assert predicted["parameters"] == ladder.count(run.model, text.VOCAB)["total"]
+    print(ladder_report.render(found, points), f"\ntrained: {truth:.4f}, entropy {text.chain_entropy():.4f}")
+    assert predicted["loss"]["low"] < truth < predicted["loss"]["high"]
+    assert predicted["loss"]["value"] == pytest.approx(truth, rel=0.02)
+    assert truth < min(map(min, loss)) - 0.03, "it is an extrapolation"
+    # the ends of documents and their first letters cost more than the chain
+    assert found["law"]["E"]["low"] < text.chain_entropy() < found["law"]["E"]["high"] + 0.05
 
     written = json.loads((tmp_path / "out" / "ladder.json").read_text())
     assert written["law"] == found["law"]
