@@ -52,7 +52,7 @@ def wait_for_step(child: subprocess.Popen[str], out: Path, step: int) -> None:
 
 def ranks_of(pid: int) -> dict[int, int]:
     """{rank: process id} of the ranks that a launch started."""
-    found = {}
+    found: dict[int, int] = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue

@@ -30,6 +30,7 @@ FREE = {  # may change on resume: none of it decides a weight, or (data, guards)
     "verify_shards",
 }
 ROUNDING = {"threads", "device", "parallel", "micro_batch_rows"}  # may change, but then sums round differently
+MOVED = {("branch", "run"), ("branch", "safetensors")}  # where a source stands; branch.sha256 says which it is
 Record = dict[str, Any]
 
 
@@ -51,7 +52,7 @@ def check_resume(
         raise FormatError(f"the checkpoint of step {state['step']} stands at sample {state['samples']}", hint=remedy)
     old, new = flatten(with_defaults(state["run"])), flatten(run.model_dump(mode="json"))
     for path in sorted({*old, *new}, key=dotted):
-        if old.get(path) == new.get(path) or path[0] in FREE:
+        if old.get(path) == new.get(path) or path[0] in FREE or path in MOVED:
             continue
         change = f"{dotted(path)} {old.get(path)} -> {new.get(path)}"
         if path[0] not in ROUNDING:

@@ -74,7 +74,7 @@ class Train(Stage):
         launch = self.prepare(task, out.work)
         if not finished(launch.work):
             launch_training(launch.settings, launch.dataset, launch.tokenizer, launch.work, lambda: out.stopping)
-        for name in OUTPUTS:
+        for name in (*OUTPUTS, *found_outputs(launch.work)):
             shutil.copyfile(launch.work / name, out.path(name))
         summary: dict[str, Any] = orjson.loads((launch.work / "summary.json").read_bytes())
         rows = summary["samples"]
@@ -131,6 +131,14 @@ def finished(work: Path) -> bool:
         return all(sha256_file(work / name) == written[name] for name in OUTPUTS)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def found_outputs(work: Path) -> list[str]:
+    """Outputs that only some runs have: events and edits of guards, evaluations.
+
+    Samples stay in the work folder: there are as many as checkpoints, and how often those are made changes no output.
+    """
+    return [name for name in ("events.jsonl", "edits.json", "evaluations.jsonl") if (work / name).exists()]
 
 
 def require_torch() -> None:

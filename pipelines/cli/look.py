@@ -232,11 +232,31 @@ def _trace_spike(
 @click.command()
 @root_option()
 @json_option
-def report(root: Path, as_json: bool) -> None:
-    """A summary of a root: the funnel, the tokenizer, the plan, the training run and a line of generated text."""
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write one page about the training run: losses, evaluations, guards, samples by checkpoint.",
+)
+def report(root: Path, as_json: bool, html: Path | None) -> None:
+    """A summary of a root: the funnel, the tokenizer, the plan, the training run and a line of generated text.
+
+    \b
+    Example:
+      gristmill report --root runs/demo --html runs/demo/report.html
+    """
     from gristmill.pipelines import summary
 
     found = summary.collect(root)
+    if html is not None:
+        from gristmill.pipelines.report import training
+        from gristmill.pipelines.views import manifests
+
+        receipts = manifests(root)["train"].receipts if "train" in manifests(root) else []
+        if not receipts:
+            raise UsageError(f"{root} has no finished training run", hint="gristmill run RECIPE --root DIR --to train")
+        folder = Path(receipts[0].output("metrics.jsonl").path).parent
+        html.write_text(training.page(training.collect(folder)), encoding="utf-8")
+        say(f"wrote {html}")
     if as_json:
         print_json(found)
     else:

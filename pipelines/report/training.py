@@ -1,7 +1,7 @@
 """The training part of the HTML report: losses, evaluations, what the guards did, and samples side by side by checkpoint.
 
-It reads a run's own files and needs none of them: metrics.jsonl, evaluations.jsonl, events.jsonl, samples/*.json,
-summary.json. What is absent, or a line that is no record, is left out.
+It reads a run's own files and needs none of them: metrics.jsonl, evaluations.jsonl, events.jsonl, summary.json, and
+samples/*.json, which stay in the task's work folder. What is absent, or a line that is no record, is left out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ Record = dict[str, Any]
 
 def collect(folder: Path) -> Record:
     """What a run's folder holds: {"metrics", "evaluations", "events", "samples", "summary"}; lists may be empty."""
-    samples = [s for path in sorted((folder / "samples").glob("*.json")) for s in _records(path)]
+    paths = [path for place in (folder, folder / "work") for path in sorted((place / "samples").glob("*.json"))]
+    samples = [s for path in paths for s in _records(path)]
     return {
         "metrics": _steps(folder / "metrics.jsonl"),
         "evaluations": [

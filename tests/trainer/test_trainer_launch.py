@@ -93,7 +93,7 @@ def test_the_stage_trains_and_its_outputs_hold_no_time(toy, run_maker, tmp_path,
     counters.check("train")
     assert (counters.rows_in, counters.rows_out, counters.drops) == (96, 96, None)
     assert counters.notes["steps"] == 12
-    assert set(out.files) == set(OUTPUTS)
+    assert set(out.files) == {*OUTPUTS, "events.jsonl"}
     assert (out.work / "timings.jsonl").exists()
     summary = orjson.loads(out.files["summary.json"].read_bytes())
     assert summary["first_loss"] > summary["final_loss"]

@@ -70,14 +70,6 @@ class World:
             dist.all_reduce(value, group=self.data_group)
         return value
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process: how ranks agree at a step's edge."""
-        if self.size == 1:
-            return flag
-        told = torch.tensor([int(flag)], device=self.device)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX)
-        return bool(told.item())
-
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
