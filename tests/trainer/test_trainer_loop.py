@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shutil
 
 import pytest
 
@@ -217,3 +218,13 @@ def test_a_journal_keeps_whole_lines_up_to_its_step(tmp_path):
     assert read_journal(path) == [{"step": 1}, {"step": 2}, {"step": 3, "x": 1}]
     with pytest.raises(FormatError):
         Journal(path, 4, complete=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPU")
+def test_compiled_blocks_train_alike(toy, run_maker, tmp_path):
+    model = {"layers": 1, "hidden": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "ffn": 64}
+    for name, parallel in (("eager", {}), ("compiled", {"compile": True})):
+        loop.train(run_maker(model=model, max_steps=4, parallel=parallel), toy, tmp_path / name)
+    eager, compiled = (read_journal(tmp_path / name / "metrics.jsonl") for name in ("eager", "compiled"))
+    assert [r["loss"] for r in compiled] == pytest.approx([r["loss"] for r in eager], abs=1e-5)
