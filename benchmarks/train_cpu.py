@@ -195,6 +195,7 @@ def measure(pairs: int, steps: int, threads: int, folder: Path) -> dict[str, Any
             raise SystemExit(f"{side.name} trains something else: losses of the first window differ by {apart:.4f}")
     tokens = steps * BATCH_ROWS * SEQ_LEN
     ratios = {s.name: [theirs / mine for mine, theirs in zip(ours[1:], s.seconds[1:], strict=True)] for s in sides}
+    cpu_ratio = [statistics.median(b / a for a, b in zip(cpu[1:], side.cpu[1:], strict=True)) for side in sides]
     return {
         "tokens_per_s_ratio": statistics.median(ratios["same model"]),
         "interval": interval(ratios["same model"]),
@@ -205,7 +206,8 @@ def measure(pairs: int, steps: int, threads: int, folder: Path) -> dict[str, Any
             "trainer": tokens / statistics.median(ours[1:]),
             **{s.name: tokens / statistics.median(s.seconds[1:]) for s in sides},
         },
-        "cpu_ratio": statistics.median(b / a for a, b in zip(cpu[1:], sides[0].cpu[1:], strict=True)),
+        "cpu_ratio": cpu_ratio[0],
+        "own_model_cpu_ratio": cpu_ratio[1],
         "ratios": ratios["same model"],
         "pairs": pairs,
         "steps": steps,
@@ -243,7 +245,7 @@ def main() -> None:
     print(f"trainer / plain loop, same model: {found['tokens_per_s_ratio']:.3f} [{low:.3f}, {high:.3f}]")
     low, high = found["own_model_interval"]
     print(f"trainer / plain loop, own model:  {found['own_model_ratio']:.3f} [{low:.3f}, {high:.3f}]")
-    print(f"seconds of CPU, plain loop / trainer: {found['cpu_ratio']:.3f}")
+    print(f"by seconds of CPU: {found['cpu_ratio']:.3f} same model, {found['own_model_cpu_ratio']:.3f} own model")
     print(f"waiting for data: {found['loader_wait_share']:.2%} of the time")
 
 

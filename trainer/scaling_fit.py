@@ -42,6 +42,9 @@ LEAST_VALUES = 3  # sizes and token counts: with two, E cannot be told from A/N^
 LEAST_RUNS = 6  # one more than there are unknowns
 
 
+FARTHEST = 300.0  # of log N at an optimum: a resample without a size term wants no parameters at all
+
+
 @dataclass(frozen=True)
 class Law:
     """Nats per token as a function of N parameters and D trained tokens."""
@@ -54,15 +57,16 @@ class Law:
     beta: float
 
     def loss(self, n: float, d: float) -> float:
-        size = math.exp(math.log(self.A) - self.alpha * math.log(n))
-        return self.E + size + math.exp(math.log(self.B) - self.beta * math.log(d))
+        size = _exp(math.log(self.A) - self.alpha * math.log(n))
+        return self.E + size + _exp(math.log(self.B) - self.beta * math.log(d))
 
     def optimum(self, flops: float, per_parameter: float = FLOPS_PER_PARAMETER) -> tuple[float, float, float]:
         """(N, D, loss) of the lowest loss where per_parameter x N x D = flops (arXiv 2203.15556, equation 4)."""
         log_nd = math.log(flops / per_parameter)
         ratio = math.log(self.alpha * self.A) - math.log(self.beta * self.B)
         log_n = (ratio + self.beta * log_nd) / (self.alpha + self.beta)
-        n, d = math.exp(min(log_n, 300.0)), math.exp(min(log_nd - log_n, 300.0))
+        log_n = max(-FARTHEST, min(FARTHEST, log_n))
+        n, d = _exp(log_n), _exp(log_nd - log_n)
         return n, d, self.loss(n, d)
 
 
@@ -140,6 +144,10 @@ def fit(
         tuple(residual_R.tolist()),
         tuple(_notes(best_P, resampled_SP, np.exp(target_R), level)),
     )
+
+
+def _exp(x: float) -> float:
+    return math.exp(min(x, 700.0))  # 1e304, below the largest float
 
 
 def predict(theta_SP: Array, x_R: Array, y_R: Array) -> tuple[Array, Array]:
@@ -225,6 +233,8 @@ def _notes(best_P: Array, resampled_SP: Array, loss_R: Array, level: float) -> l
     ]
     tail = 50 * (1 - level)
     low, high = np.percentile(np.exp(resampled_SP[:, 0]), [tail, 100 - tail])
-    if high - low > 0.5 * loss_R.min():
+    if math.exp(best_P[0]) < 0.01 * loss_R.min():
+        notes.append("the runs show no floor E: they are far from it, and predictions far beyond them are too low")
+    elif high - low > 0.5 * loss_R.min():
         notes.append(f"E lies anywhere between {low:.2f} and {high:.2f}: predictions far beyond the runs are guesses")
     return notes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
@@ -253,4 +252,3 @@ def test_a_real_ladder_predicts_a_run_that_it_has_not_seen(tmp_path):
     assert ladder_report.read_points(tmp_path / "out" / "ladder.json") == [
         {name: float(value) for name, value in p.items()} for p in points
     ]
-    shutil.rmtree(tmp_path / "out")

@@ -112,6 +112,12 @@ def test_the_optimum_is_the_lowest_loss_of_its_flops():
     assert CHINCHILLA.optimum(1e24)[0] / n == pytest.approx((1e24 / 5.76e23) ** (0.28 / 0.62))
 
 
+def test_a_law_without_a_term_still_has_an_optimum():
+    for law in (Law(1.0, 1e-17, 400.0, 0.01, 3.0), Law(1.0, 1e30, 1e-17, 3.0, 0.01)):
+        for flops in (1e6, 1e26):
+            assert all(math.isfinite(value) and value > 0 for value in law.optimum(flops))
+
+
 def test_what_does_not_determine_a_law_is_refused_or_said():
     n, d, loss = ladder(CHINCHILLA, SIZES[:2])
     with pytest.raises(UsageError, match="10 runs of 2 sizes and 10 token counts"):
@@ -122,7 +128,9 @@ def test_what_does_not_determine_a_law_is_refused_or_said():
         fit(n, d, loss)
     flat = fit(n, d, 2.0 + 100 / d**0.3, resamples=30)  # the size does nothing
     assert flat.loss(1e9, 1e10).value == pytest.approx(2.0 + 100 / 1e10**0.3, rel=1e-3)
-    assert flat.notes
+    assert any("alpha" in note for note in flat.notes)
+    floorless = fit(n, d, 400 / n**0.34 + 410 / d**0.28, resamples=20)
+    assert any("no floor" in note for note in floorless.notes)
 
 
 def test_points_are_read_from_csv_and_json_and_bad_ones_named(tmp_path):
