@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 RUNS   ?= runs
 
-.PHONY: setup demo test test-slow check clean
+.PHONY: setup demo test test-slow test-kernels check clean
 
 setup: $(VENV)/.gristmill
 
@@ -29,6 +29,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+test-kernels: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/kernels
+	$(BIN)/python -m gristmill.trainer.kernels.aot --target sm90 --check
 
 check: setup
 	$(BIN)/ruff check .

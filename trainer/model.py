@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from gristmill.core.hashing import seed_of
 from gristmill.trainer.architecture import Model
-from gristmill.trainer.layers import Block, Layout, Matrix, RMSNorm, document_mask, piece_lengths, xielu_start
+from gristmill.trainer.layers import Block, Matrix, RMSNorm, xielu_start
+from gristmill.trainer.ops import TORCH, Layout, Ops
 from gristmill.trainer.parallel.tensor import ALONE, TensorParallel, fill, local
-from gristmill.trainer.parallel.vocabulary import cross_entropy, embed
-from gristmill.trainer.rope import rotary_table, wide
+from gristmill.trainer.parallel.vocabulary import embed
+from gristmill.trainer.rope import rotary_table
 from gristmill.trainer.sizes import Checkpointing, padded_vocab
 
 INIT_STD_EMBEDDING = 0.02  # GPT-2's; tied logits start with a deviation of 0.02 sqrt(C), so the loss starts near ln V
@@ -50,15 +51,16 @@ class Decoder(nn.Module):
         tp: TensorParallel = ALONE,
         compute: torch.dtype | None = None,
         checkpointing: Checkpointing = "none",
+        ops: Ops = TORCH,
     ) -> None:
         super().__init__()
         self.config, self.vocab_size, self.max_seq_len = config, vocab_size, max_seq_len
-        self.tp, self.compute = tp, compute
+        self.tp, self.compute, self.ops = tp, compute, ops
         self.pieces = True  # attention by pieces where the device is a CPU
         rows = padded_vocab(vocab_size, tp.size)
         self.embed = Embedding(rows, config.hidden)
-        self.blocks = nn.ModuleList(Block(config, layer, tp, checkpointing) for layer in range(config.layers))
-        self.norm = RMSNorm(config.hidden, config.norm_eps, tp.size > 1 and tp.sequence)
+        self.blocks = nn.ModuleList(Block(config, layer, tp, checkpointing, ops) for layer in range(config.layers))
+        self.norm = RMSNorm(config.hidden, config.norm_eps, tp.size > 1 and tp.sequence, ops)
         self.head = None if config.tie_embeddings else Matrix(config.hidden, rows)
         self.cos_TD: Tensor
         self.sin_TD: Tensor
@@ -95,8 +97,9 @@ class Decoder(nn.Module):
         """
         if position_BT is None:
             position_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
-        logits_NV = self.tp.columns(self._logits(tokens_BT, position_BT))[:, : self.vocab_size]
-        return logits_NV.unflatten(0, tokens_BT.shape)
+        x_nC, weight_vC = self._last(tokens_BT, position_BT)
+        part_Nv = self.ops.logits(x_nC, weight_vC, tokens_BT.numel(), self.tp, self.config.logit_softcap)
+        return self.tp.columns(part_Nv)[:, : self.vocab_size].unflatten(0, tokens_BT.shape)
 
     def token_losses(self, tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Per token (B, T), in fp32 and on every rank: negative log-likelihood in nats, 0 where the label is -100.
@@ -119,14 +122,20 @@ class Decoder(nn.Module):
     def _token_losses(
         self, tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor, partition: bool
     ) -> tuple[Tensor, Tensor | None]:
-        logits_Nv = self._logits(tokens_BT, position_BT)
-        if self.tp.size == 1:
-            logits_Nv = logits_Nv[:, : self.vocab_size]  # a padded id has no probability
-        nll_N, lse_N = cross_entropy(wide(logits_Nv), labels_BT.flatten(), self.tp, partition=partition)
+        x_nC, weight_vC = self._last(tokens_BT, position_BT)
+        nll_N, lse_N = self.ops.losses(
+            x_nC,
+            weight_vC,
+            labels_BT.flatten(),
+            self.tp,
+            valid=min(max(self.vocab_size - self.tp.rank * len(weight_vC), 0), len(weight_vC)),
+            softcap=self.config.logit_softcap,
+            partition=partition,
+        )
         return nll_N.view_as(labels_BT), None if lse_N is None else lse_N.view_as(labels_BT)
 
-    def _logits(self, tokens_BT: Tensor, position_BT: Tensor) -> Tensor:
-        """(N, v) of this rank; -inf where it pads the vocabulary of several ranks."""
+    def _last(self, tokens_BT: Tensor, position_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, C) behind the last norm, and this rank's part (v, C) of the output matrix in its dtype."""
         layout = self.layout(position_BT)
         table_vC = local(self.embed.weight)
         if self.compute is not None:  # once: the gradients of a tied table are then added in one dtype everywhere
@@ -135,28 +144,12 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x_nC = block(x_nC, layout)
         x_nC = self.norm(x_nC)
-        output_vC = table_vC if self.head is None else self.head.like(x_nC)
-        (logits_Nv,) = self.tp.column(x_nC, layout.positions, output_vC)
-        if self.config.logit_softcap is not None:
-            logits_Nv = self.config.logit_softcap * torch.tanh(wide(logits_Nv) / self.config.logit_softcap)
-        if self.tp.size > 1:
-            first = self.vocab_size - self.tp.rank * logits_Nv.shape[1]
-            if first < logits_Nv.shape[1]:
-                real_v = torch.arange(logits_Nv.shape[1], device=logits_Nv.device) < first
-                logits_Nv = logits_Nv.where(real_v, float("-inf"))
-        return logits_Nv
+        return x_nC, table_vC if self.head is None else self.head.like(x_nC)
 
     def layout(self, position_BT: Tensor) -> Layout:
         """Rotary factors and document borders of a micro batch."""
-        rows, cos_BTD, sin_BTD = len(position_BT), self.cos_TD[position_BT], self.sin_TD[position_BT]
-        if self.pieces and position_BT.device.type == "cpu":
-            return Layout(rows, cos_BTD, sin_BTD, piece_lengths(position_BT), None)
-        seen_B1TT = document_mask(position_BT)
-        dtype = (
-            self.compute or self.cos_TD.dtype
-        )  # an additive mask, made once: of a boolean one each layer makes its own
-        hidden_B1TT = torch.zeros_like(seen_B1TT, dtype=dtype).masked_fill_(~seen_B1TT, float("-inf"))
-        return Layout(rows, cos_BTD, sin_BTD, None, hidden_B1TT)
+        cos_BTD, sin_BTD = self.cos_TD[position_BT], self.sin_TD[position_BT]
+        return self.ops.layout(position_BT, cos_BTD, sin_BTD, self.pieces, self.compute or self.cos_TD.dtype)
 
     def params(self) -> int:
         """All parameters, the padded vocabulary included; a tied head counts once."""

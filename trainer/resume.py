@@ -29,7 +29,13 @@ FREE = {  # may change on resume: none of it decides a weight, or (data, guards)
     "track",
     "verify_shards",
 }
-ROUNDING = {"threads", "device", "parallel", "micro_batch_rows"}  # may change, but then sums round differently
+ROUNDING = {
+    "threads",
+    "kernels",
+    "device",
+    "parallel",
+    "micro_batch_rows",
+}  # may change, but then sums round differently
 MOVED = {("branch", "run"), ("branch", "safetensors")}  # where a source stands; branch.sha256 says which it is
 Record = dict[str, Any]
 

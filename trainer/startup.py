@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from gristmill.core.errors import UsageError
 from gristmill.core.tokshards import PackedManifest
+from gristmill.trainer.kernels.ops import choose
 from gristmill.trainer.model import Decoder
+from gristmill.trainer.ops import TORCH
 from gristmill.trainer.parallel import shard
 from gristmill.trainer.parallel.mesh import World
 from gristmill.trainer.schema import TrainRun
 
 
-def build_model(run: TrainRun, manifest: PackedManifest, world: World) -> Decoder:
+def build_model(
+    run: TrainRun, manifest: PackedManifest, world: World, say: Callable[[str], None] = lambda text: None
+) -> Decoder:
     """The initial model for a dataset. Raises UsageError when its rotary table is shorter than a phase's rows."""
     longest = max((phase.seq_len for phase in manifest.phases), default=0)
     length = run.model.max_seq_len or longest
@@ -22,7 +28,10 @@ def build_model(run: TrainRun, manifest: PackedManifest, world: World) -> Decode
             hint="raise it, or leave it out to take the longest phase",
         )
     compute = torch.bfloat16 if run.precision == "bf16" else None
-    model = shard.build(run.model, manifest.vocab_size, length, world, run.parallel, compute)
+    ops, why = choose(run.kernels, world.device, compute or torch.float32, run.model.head_dim)
+    if ops is not TORCH:
+        say(why)
+    model = shard.build(run.model, manifest.vocab_size, length, world, run.parallel, compute, ops)
     model.init_weights(run.seed)
     return model
 

@@ -74,7 +74,7 @@ class Trainer:
             say(note)
         if found is not None:
             check_resume(run, dataset.manifest, self.order, found.state, say)
-        self.model = build_model(run, self.manifest, world)
+        self.model = build_model(run, self.manifest, world, say)
         self.parameters = dict(self.model.named_parameters())
         self.optimizer = optim.build(self.model, run.optimizer, world)
         self.ema = averaging.Ema(self.parameters, run.average) if run.average.kind == "ema" else None

@@ -10,9 +10,10 @@ torch = pytest.importorskip("torch")
 
 from trainer_variants import VARIANTS, fp64_model, naive_frequencies, naive_logits, packed_rows, settings  # noqa: E402
 
-from gristmill.trainer import layers  # noqa: E402
-from gristmill.trainer.layers import XIELU, Layout, document_mask, xielu_start  # noqa: E402
+from gristmill.trainer import ops  # noqa: E402
+from gristmill.trainer.layers import XIELU, xielu_start  # noqa: E402
 from gristmill.trainer.model import Decoder  # noqa: E402
+from gristmill.trainer.ops import Layout, document_mask  # noqa: E402
 from gristmill.trainer.rope import frequencies, rotary_table  # noqa: E402
 from gristmill.trainer.schema import Model  # noqa: E402
 
@@ -95,8 +96,8 @@ def test_nope_layers_do_not_turn():
 
 def test_qk_norm_bounds_the_logits_of_attention(monkeypatch):
     seen = []
-    attend = layers.attend
-    monkeypatch.setattr(layers, "attend", lambda q, k, v, where: seen.append((q, k)) or attend(q, k, v, where))
+    attend = ops.attend
+    monkeypatch.setattr(ops, "attend", lambda q, k, v, where: seen.append((q, k)) or attend(q, k, v, where))
     model = fp64_model(settings("qk-norm", norm_eps=1e-12))
     with torch.no_grad():
         for p in model.parameters():
@@ -178,5 +179,5 @@ def test_xielu_is_its_formula_and_its_gradients_are_right():
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(5, 7, dtype=torch.float64, generator=generator, requires_grad=True)]
     inputs += [torch.randn(1, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(2)]
-    assert torch.autograd.gradcheck(layers.XIELUFunction.apply, inputs)
+    assert torch.autograd.gradcheck(ops.XIELUFunction.apply, inputs)
     assert act.bfloat16()(torch.tensor([2.0], dtype=torch.bfloat16)).dtype == torch.bfloat16

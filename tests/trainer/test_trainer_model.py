@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 
 from gristmill.trainer import export, generate, optim  # noqa: E402
 from gristmill.trainer.data import IGNORE, batch_of_step  # noqa: E402
-from gristmill.trainer.model import Decoder, Layout, document_mask, piece_lengths  # noqa: E402
+from gristmill.trainer.model import Decoder  # noqa: E402
+from gristmill.trainer.ops import Layout, document_mask, piece_lengths  # noqa: E402
 from gristmill.trainer.schema import Model  # noqa: E402
 
 SETTINGS = Model(layers=2, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=64)

@@ -21,6 +21,7 @@ from gristmill.core.errors import UsageError
 from gristmill.trainer.architecture import Model
 from gristmill.trainer.capacity import cannot_split
 from gristmill.trainer.model import Decoder
+from gristmill.trainer.ops import TORCH, Ops
 from gristmill.trainer.parallel.mesh import REPLICATE, SHARD, TP, World
 from gristmill.trainer.parallel.tensor import TensorParallel
 from gristmill.trainer.schema import Parallel
@@ -37,6 +38,7 @@ def build(
     world: World,
     settings: Parallel,
     compute: torch.dtype | None = None,
+    ops: Ops = TORCH,
 ) -> Decoder:
     """The decoder of this process, on its device, its weights not set yet. `compute` None: fp32.
 
@@ -48,7 +50,7 @@ def build(
     if why := cannot_split(config, tp.size):
         raise UsageError(f"parallel.tp: {why}", hint="take a tp that divides the heads and ffn")
     with torch.device("meta" if world.size > 1 else world.device):
-        model = Decoder(config, vocab_size, max_seq_len, tp, compute, settings.checkpointing)
+        model = Decoder(config, vocab_size, max_seq_len, tp, compute, settings.checkpointing, ops)
     if settings.compile:
         model.pieces = False  # pieces change with every batch, and each change compiles anew
     if world.mesh is not None:
