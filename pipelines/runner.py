@@ -38,6 +38,7 @@ from gristmill.pipelines.progress import StageProgress
 from gristmill.pipelines.record import RunRecord, command_line
 
 RETRIES = 2
+FINAL = (UsageError, Stopped)  # another try would not help, or would undo what somebody asked for
 IN_FLIGHT_PER_WORKER = 2  # one running, one waiting: the scheduler never holds the whole graph
 
 Say = Callable[[str], None]
@@ -72,10 +73,19 @@ class _Stop:
     def __call__(self, *_: object) -> None:
         if self.asked:
             raise KeyboardInterrupt
+        self._ask()
+        self.say("stopping: draining running tasks (Ctrl-C again to stop now)")
+
+    def by_task(self, key: str, error: Stopped) -> None:
+        """A task that saved and stopped without our signal, by a trigger file of its own say, stops the run as one does."""
+        if not self.asked:
+            self._ask()
+            self.say(f"stopped: {key}: {error}")
+
+    def _ask(self) -> None:
         self.asked = True
         with contextlib.suppress(OSError):
             self.file.touch()
-        self.say("stopping: draining running tasks (Ctrl-C again to stop now)")
 
 
 @contextlib.contextmanager
@@ -259,7 +269,8 @@ class _Session:
                         progress.add(receipts[-1])
                         self.record.event("task", stage=name, key=task.key, task=task.id, seconds=receipt.seconds)
                         continue
-                if self.stop.asked and isinstance(error, Stopped):
+                if isinstance(error, Stopped):
+                    self.stop.by_task(f"{name} {task.key}", error)
                     self.record.event("stopped", stage=name, key=task.key, task=task.id)
                     continue
                 log = self.record.failure(name, task.id, "".join(traceback.format_exception(error)))
@@ -291,7 +302,7 @@ class _Session:
                     error = None
                 except Exception as caught:
                     error = caught
-                if error is None or isinstance(error, UsageError) or self.stop.asked:
+                if error is None or isinstance(error, FINAL) or self.stop.asked:
                     break
             yield task, error
 
@@ -352,7 +363,7 @@ class _Session:
             if future.status == "cancelled":
                 error = GristmillError("cancelled: the scheduler went away")
             future.release()
-            if error is not None and tries < self.retries and not isinstance(error, UsageError) and not self.stop.asked:
+            if error is not None and tries < self.retries and not isinstance(error, FINAL) and not self.stop.asked:
                 self.record.event("retry", stage=task.stage, key=task.key, cause=repr(error))
                 waiting.append((task, tries + 1))
             else:

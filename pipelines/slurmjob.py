@@ -41,7 +41,8 @@ def slurm_job(
     (task,) = stage.tasks({"shards": shards})
     if find_receipt(root, task) is not None:
         say("nothing to do: this run is trained")
-        return None
+        if not dry_run:
+            return None
     ranks, tp = profile.nodes * profile.ranks_per_node, int(stage.config["run"]["parallel"]["tp"])
     if ranks % tp:
         raise UsageError(
@@ -56,6 +57,7 @@ def slurm_job(
     text = slurm.script(profile, name, arguments, work, collect, Path.cwd())
     if dry_run:
         return text
+    slurm.require_sbatch()  # before anything is written
     work.mkdir(parents=True, exist_ok=True)
     stage.prepare(task, work)
     path = work / slurm.SCRIPT

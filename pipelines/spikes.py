@@ -63,7 +63,7 @@ def _run_id(root: Path, run: str | None) -> str | None:
 
 
 def _dataset(folder: Path, given: Path | None) -> PackedDataset:
-    """The given dataset, else the one that the run's reports name. Raises UsageError when it is another or gone."""
+    """The given dataset, else the one that the run's reports name. Raises UsageError when it is another or gone, or no report names one."""
     hint = "give --dataset DIR, the folder with its manifest.json"
     path = folder / FOLDER / DATASET_FILE
     try:
@@ -71,6 +71,7 @@ def _dataset(folder: Path, given: Path | None) -> PackedDataset:
         where, digest = Path(named["dataset"]), str(named["digest"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         if given is None:
+            find_event(folder, None)  # without a report no dataset is named; it says which of the two is missing
             raise UsageError(f"{folder} does not say which packed dataset it trained on", hint=hint) from error
         return PackedDataset(given)
     if given is None and not (where / "manifest.json").is_file():

@@ -334,6 +334,13 @@ def _decided(known: Any, documents: dict[str, dict[str, Any]]) -> None:
                 documents[row["id"]]["fate"] = f"dropped by curate.decide: {row['reason']}{against}"
 
 
+def whose_step(step: int, run: str | None) -> str:
+    """Which run a traced step belongs to, in words: nobody may have named one."""
+    return (
+        f"step {step} of training run {run[:12]}" if run else f"step {step} of the packed dataset (no training run yet)"
+    )
+
+
 def render(row: dict[str, Any]) -> str:
     """One traced piece on two lines."""
     where = f"{row['phase']}:{row['row']}:{row['row_start']}"

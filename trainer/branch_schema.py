@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gristmill.core.settings import Settings
 
@@ -25,6 +25,18 @@ class Branch(Settings):
     mixture. The phases begun by then must be the same rows. false: begin at step 0 of this run's dataset."""
     sha256: str | None = None
     """Digest of the source, filled in by a launch; if given, another source is refused."""
+
+    @field_validator("run", mode="before")
+    @classmethod
+    def _id_like_a_number(cls, value: Any) -> Any:
+        """YAML reads the id 9494 as a number and 3e84 as 3 * 10^84, whose digits are lost."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, float):
+            raise ValueError(
+                """YAML reads this id as a number hint: quote it: run: "3e84", or --set from.run='"3e84"'"""
+            )
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> Branch:

@@ -18,7 +18,7 @@ from gristmill.core.errors import FormatError, UsageError
 from gristmill.core.settings import dotted, flatten
 from gristmill.trainer.resume import with_defaults
 from gristmill.trainer.summary import FINAL_STEPS, losses
-from gristmill.trainer.train import OPERATIONAL, ROUNDING
+from gristmill.trainer.train import OPERATIONAL, ROUNDING, WATCHING
 
 TASK_ID = re.compile(r"[0-9a-f]{4,32}")
 NAME_CHARACTERS = 12  # of a task's id
@@ -135,6 +135,8 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     out = {}
     for path in paths:
         values = [run.settings.get(path) for run in runs]
+        if path.removeprefix("guards.") in WATCHING and path.startswith("guards."):
+            continue
         if path.split(".")[0] in OPERATIONAL | ROUNDING or path.startswith("branch.") or path == "branch":
             continue
         if any(value != values[0] for value in values):

@@ -21,6 +21,7 @@ from gristmill.core.hashing import digest
 from gristmill.trainer.data_schema import Data, RampStep
 
 FORMAT = "gristmill-edits-1"
+FILE = "edits.json"  # in a run's folder
 MAX_BYTES = 1 << 28  # 256 MiB: 7 million blocked documents
 MAX_REASON = 1000  # characters
 LARGEST = 1 << 62  # rows, steps and samples stay int64 when added
@@ -154,9 +155,12 @@ def _value(name: str, value: Any, place: str) -> Any:
 
 
 def write_edits(path: str | Path, edits: Edits) -> None:
-    """Write edits.json."""
+    """Write edits.json, whole or not at all: it may be written right before a run dies."""
+    path = Path(path)
     data = {"format": FORMAT, "edits": edits.to_json()}
-    Path(path).write_bytes(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+    temporary.replace(path)
 
 
 def read_edits(path: str | Path) -> Edits:

@@ -29,7 +29,7 @@ class Guards(Settings):
     min_steps: int = Field(32, ge=2)
     """Applied steps before the first judgement: the first losses fall too fast for a mean to say much."""
     max_actions: int = Field(20, ge=1)
-    """Skipped, deferred or rewound steps in one run; one more ends it with an error."""
+    """Skipped, deferred or rewound steps in one run; one more ends it with an error. With a higher limit the run goes on."""
     max_actions_in_window: int = Field(5, ge=1)
     """The same within `window` steps: more is no spike but a run that diverges."""
     max_defers_per_document: int = Field(2, ge=1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,8 @@ from torch import Tensor
 from gristmill.core.errors import GristmillError
 from gristmill.core.tokshards import PackedDataset
 from gristmill.trainer import pieces
-from gristmill.trainer.edits import Defer, Edit, edit_to_json
+from gristmill.trainer.edits import FILE as EDITS_FILE
+from gristmill.trainer.edits import Block, Defer, Edit, Edits, Skip, edit_to_json
 from gristmill.trainer.events import FILE, Event, EventLog, row_ranges
 from gristmill.trainer.guard_schema import Guards
 from gristmill.trainer.losses_ring import LossRing
@@ -200,7 +202,7 @@ class Guard:
             self._log.write(self._event(verdict, order, name))
         told = f"step {step}: {verdict.reason}; {_DONE[verdict.action].format(v=verdict)}"
         if why_stop is not None:
-            raise GristmillError(f"{told}{why_stop}", hint=self._hint(name))
+            raise GristmillError(f"{told}{why_stop}", hint=self._hint(name, order, bool(why_stop)))
         self.say(told)
         return verdict
 
@@ -265,11 +267,11 @@ class Guard:
         problem = order.refusal(*before, *moved)
         if problem is not None:
             return problem
+        # `before` adds nothing: the action that it belongs to counts a document once, however many batches hold it
         times: dict[str, int] = {}
-        for edit in order.edits:
-            if isinstance(edit, Defer):
-                for document in self.pieces.documents(rows_of(edit)):
-                    times[document] = times.get(document, 0) + 1
+        for rows in deferred_rows(order.edits):
+            for document in self.pieces.documents(rows):
+                times[document] = times.get(document, 0) + 1
         here = self.pieces.documents(order.rows_of_step(step)) if times else []
         often = max(here, key=lambda d: (times.get(d, 0), d), default="")
         most = self.settings.max_defers_per_document
@@ -315,9 +317,12 @@ class Guard:
             "report": report,
         }
 
-    def _hint(self, report: str | None) -> str:
+    def _hint(self, report: str | None, order: DataOrder, limit: bool) -> str:
         look = "`gristmill trace --run R --spike` names the documents; " if report else ""
-        return look + "lower optimizer.lr, lengthen the warm-up, or block documents (data.blocklist)"
+        higher = "a higher limit goes on from the last checkpoint; " if limit else ""
+        made = sum(isinstance(edit, Skip | Defer) for edit in order.edits)
+        again = f"; data.edits={self.out / EDITS_FILE} begins a run with the {made} edits made so far" if made else ""
+        return f"{look}{higher}lower optimizer.lr, lengthen the warm-up, or block documents (data.blocklist){again}"
 
 
 _DONE = {
@@ -329,8 +334,19 @@ _DONE = {
 }
 
 
-def rows_of(edit: Defer) -> list[tuple[str, int]]:
-    return [(edit.phase, row) for row in range(edit.first_row, edit.first_row + edit.rows)]
+def deferred_rows(edits: Edits) -> list[list[tuple[str, int]]]:
+    """(phase, row) that each action of a guard deferred. The edits of one action follow each other, and share the step that
+    they hold from and their reason, which names the step that fired and its value."""
+    placed = [edit for edit in edits if not isinstance(edit, Block)]
+    return [
+        [
+            (edit.phase, row)
+            for edit in action
+            if isinstance(edit, Defer)
+            for row in range(edit.first_row, edit.first_row + edit.rows)
+        ]
+        for _, action in groupby(placed, key=lambda edit: (edit.at_step, edit.reason))
+    ]
 
 
 def _number(value: float) -> float | str:

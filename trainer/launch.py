@@ -1,7 +1,8 @@
 """A training run as processes: `python -m gristmill.trainer.launch --settings RUN.json --dataset DIR --tokenizer FILE --out DIR`.
 
 RUN.json holds the resolved settings of a training run. Started again on the same DIR, it goes on from the last
-checkpoint. DIR gets model.safetensors, config.json, metrics.jsonl, timings.jsonl, generated.txt and summary.json.
+checkpoint. DIR gets model.safetensors, config.json and what stands beside them (export_folder.py), metrics.jsonl,
+timings.jsonl, generated.txt and summary.json.
 `--nproc N` (or parallel.nproc) starts N processes on this machine through torchrun; torchrun itself may start this module too,
 on several machines that share DIR. SIGTERM, SIGINT, SIGUSR1 or a file DIR/STOP: save, then exit with 130.
 Exit codes: 0 done, 1 failed but resumable, 2 bad usage, 130 stopped after a checkpoint.
@@ -28,7 +29,7 @@ from pydantic import ValidationError
 from gristmill.core.errors import EXIT_INTERRUPTED, EXIT_OK, GristmillError, LeaseHeld, UsageError
 from gristmill.core.hashing import sha256_file
 from gristmill.core.tokshards import PackedDataset
-from gristmill.trainer import branch, outcome, ranks
+from gristmill.trainer import branch, export_folder, outcome, ranks
 from gristmill.trainer.journal import read_journal
 from gristmill.trainer.progress import Progress
 from gristmill.trainer.schema import TrainRun
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = branch.pinned(read_run(options.settings), options.out)
         _environment(run)
         nproc = options.nproc or run.parallel.nproc
+        if not ranks.started():
+            ranks.check_groups(nproc, run.parallel.tp)  # before any is started: they would each say it
         if nproc > 1 and not ranks.started():
             ended = ranks.launch(_arguments(options), options.out, nproc)
         else:
@@ -119,6 +122,7 @@ def _train(run: TrainRun, options: argparse.Namespace) -> int:
             stop.honoured()  # a trigger file of an earlier run, which had ended
         dataset = PackedDataset(options.dataset)
         check_tokenizer(dataset, options.tokenizer)
+        export_folder.check_lock(dataset)
         code = _in_torch(run, dataset, options, stop, say, leads)
         if code == EXIT_INTERRUPTED and leads:
             stop.honoured()
@@ -162,6 +166,7 @@ def _in_torch(
         export.export(done.model, special_ids, out, write=leads)
         text = generate.write_text(done.model, tokenizer, run.generate, special_ids, world)
     if leads:
+        export_folder.write_companions(out, run, dataset, options.tokenizer, done.step)
         (out / "generated.txt").write_text(text + "\n", encoding="utf-8", errors="replace")
         summary = summarise(read_journal(out / "metrics.jsonl"), done.model.params())
         (out / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))

@@ -27,7 +27,8 @@ def plan_run(
     """Stages with their steps, tokens, learning rates and sources, totals, and the schedule as evenly spaced points.
 
     `data`: a manifest, to which the run's own `stages` and batch ramp are applied, or an order that has them already.
-    Epochs come from the lock and are None without it or where nobody has counted the source. Raises UsageError when the
+    Totals (steps, tokens, FLOPs) end with the run's `max_steps`; stages and schedule are those of the whole dataset, as is
+    the learning rate of a run that stops early. Epochs come from the lock and are None without it or where nobody has counted the source. Raises UsageError when the
     stages' `lr` blocks make no schedule: a decay that does not start on the edge of a stage, for one.
     """
     order = _order(run, data)
@@ -35,19 +36,21 @@ def plan_run(
     rate = LearningRate(run.optimizer.lr, run.schedule, order)
     count = run.model.params(manifest.vocab_size)
     stages = _stages(run, order, rate, lock)
-    tokens = sum(stage["tokens"] for stage in stages)
+    steps = min(order.steps, run.max_steps or order.steps)
+    tokens = order.tokens_after(steps)
     return {
         "format": "gristmill-train-plan-2",
         "parameters": count,
         "vocab_size": manifest.vocab_size,
-        "steps": min(order.steps, run.max_steps or order.steps),
+        "steps": steps,
+        "schedule_steps": order.steps,
         "tokens": tokens,
         "tokens_per_parameter": tokens / count,
         "chinchilla_tokens_per_parameter": CHINCHILLA,
         "stages": stages,
         "schedule": [[step, value] for step, _, value in rate.curve(CURVE_POINTS)],
         # a float: a full-size run has more FLOPs than a 64-bit integer of orjson holds
-        "flops": float(sum(run.model.flops_per_token(manifest.vocab_size, s["seq_len"]) * s["tokens"] for s in stages)),
+        "flops": _flops(run, order, steps),
         "bytes": _alone(run, order).as_dict(),
         "layouts": [],
         "chosen": None,
@@ -55,6 +58,15 @@ def plan_run(
         "notes": [*rate.notes, *_batch_notes(run, order)],
         "dataset": manifest.digest,
     }
+
+
+def _flops(run: TrainRun, order: DataOrder, steps: int) -> float:
+    """FLOPs of the first `steps` steps, stage by stage, since attention costs more in longer rows."""
+    total = 0
+    for phase in order.phases:
+        tokens = order.tokens_after(min(phase.last_step, steps)) - order.tokens_after(min(phase.first_step - 1, steps))
+        total += run.model.flops_per_token(order.manifest.vocab_size, phase.phase.seq_len) * tokens
+    return float(total)
 
 
 def _order(run: TrainRun, data: PackedManifest | DataOrder) -> DataOrder:

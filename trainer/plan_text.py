@@ -31,8 +31,9 @@ def render(plan: dict[str, Any]) -> str:
     lines.append(f"lr             {curve}  peak {peak:.1e}")
     lines += _layouts(plan) if plan["layouts"] else [_alone(plan)]
     lines += [f"note: {note}" for note in (*plan["notes"], *plan["lints"])]
+    stops = f" of {plan['schedule_steps']:,} (max_steps)" if plan["steps"] < plan["schedule_steps"] else ""
     lines.append(
-        f"{plan['steps']:,} steps, {plan['tokens']:,} tokens, {plan['parameters']:,} parameters, "
+        f"{plan['steps']:,} steps{stops}, {plan['tokens']:,} tokens, {plan['parameters']:,} parameters, "
         f"{plan['tokens_per_parameter']:,.1f} tokens a parameter (Chinchilla: "
         f"{plan['chinchilla_tokens_per_parameter']:g}), {plan['flops']:.2e} FLOPs{_days(plan)}"
     )

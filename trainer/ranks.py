@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from gristmill.core.errors import EXIT_INTERRUPTED, EXIT_OK
+from gristmill.core.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
 from gristmill.trainer import outcome
 from gristmill.trainer.stopping import STOP_FILE, signals
 
@@ -34,6 +34,14 @@ def started() -> bool:
 
 def rank() -> int:
     return int(os.environ.get("RANK", "0"))
+
+
+def check_groups(size: int, tp: int) -> None:
+    """Raises UsageError when `size` processes cannot be divided into groups of `tp`."""
+    if size % tp:
+        raise UsageError(
+            f"parallel.tp is {tp}, there are {size} processes", hint="start a multiple of it with `--nproc`"
+        )
 
 
 def launch(arguments: Sequence[str], out: Path, nproc: int) -> outcome.Exit:

@@ -133,10 +133,15 @@ def _srun(profile: SlurmProfile, nodes: int) -> str:
     return shlex.join(words)
 
 
-def submit(path: Path) -> str:
-    """Hand a script to sbatch. Returns what it says. Raises UsageError without Slurm, GristmillError when it refuses."""
+def require_sbatch() -> None:
+    """Raises UsageError without Slurm."""
     if shutil.which("sbatch") is None:
         raise UsageError("there is no sbatch here", hint="--dry-run prints the script; submit it where Slurm is")
+
+
+def submit(path: Path) -> str:
+    """Hand a script to sbatch. Returns what it says. Raises UsageError without Slurm, GristmillError when it refuses."""
+    require_sbatch()
     done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise GristmillError(

@@ -20,6 +20,7 @@ from gristmill.trainer import averaging, optim
 from gristmill.trainer.branch import Source, identity
 from gristmill.trainer.checkpoint import AVERAGE, MODEL, OPTIMIZER, Checkpoint, restore_rng, rng_state
 from gristmill.trainer.checkpoint_schema import due
+from gristmill.trainer.edits import FILE as EDITS_FILE
 from gristmill.trainer.edits import Edits, edits_at_launch, write_edits
 from gristmill.trainer.gradients import clip_coefficient
 from gristmill.trainer.guards import Guard, Verdict
@@ -85,6 +86,7 @@ class Trainer:
         if found is not None:
             self._load(found)
             guard_state, self.began = found.state.get("guard"), int(found.state.get("began", 0))
+            self._write_edits()  # the last launch may have made edits behind this checkpoint
             say(f"resuming after step {found.step} of {self.steps} from {found.folder.name}")
         elif self.source is not None:
             self.step = self.began = self.source.fill(self.model, self.optimizer, self.order, out)
@@ -191,6 +193,7 @@ class Trainer:
         went back."""
         if verdict.edits:
             self.order = self.order.edited(*verdict.edits)
+            self._write_edits()  # a limit of actions may end the run before its next checkpoint
         if verdict.action == "rewind":
             self._rewind(verdict.to_step or 0)
         counts = verdict.action in ("warn", "skip_update")
@@ -276,9 +279,17 @@ class Trainer:
         if self.ema is not None and (averages := self.ema.tensors()):
             parts[AVERAGE] = averages
         self.checkpoints.begin(state, parts)
-        if self.world.leads and len(self.order.edits):
-            write_edits(self.out / "edits.json", self.order.edits)
+        self._write_edits()
         self.saved = self.step
+
+    def _write_edits(self) -> None:
+        """edits.json as the data order is now; no file where nothing was edited."""
+        if not self.world.leads:
+            return
+        if len(self.order.edits):
+            write_edits(self.out / EDITS_FILE, self.order.edits)
+        else:
+            (self.out / EDITS_FILE).unlink(missing_ok=True)
 
     @property
     def manifest_digest(self) -> str:

@@ -28,12 +28,29 @@ from gristmill.core.errors import EXIT_INTERRUPTED, EXIT_USAGE, GristmillError, 
 from gristmill.core.hashing import sha256_file
 from gristmill.core.stage import Counters, Outbox, Receipt, Stage, Task
 
-OUTPUTS = ("model.safetensors", "config.json", "metrics.jsonl", "generated.txt", "summary.json")
+OUTPUTS = (
+    "model.safetensors",
+    "config.json",
+    "tokenizer.json",
+    "generation_config.json",
+    "provenance.json",
+    "metrics.jsonl",
+    "generated.txt",
+    "summary.json",
+)
 FINISHED = "finished.json"
 """Written by a launch after all outputs: {name: sha256}. Slurm may have run it, and the stage then only takes them over."""
-OPERATIONAL = frozenset({"mixture", "log_every", "checkpoint", "verify_shards", "ladder", "track", "peak_tflops"})
-"""Settings that change no output."""
-ROUNDING = frozenset({"parallel"})
+OPERATIONAL = frozenset(
+    {"mixture", "log_every", "checkpoint", "verify_shards", "ladder", "track", "peak_tflops", "gallery"}
+)
+"""Settings that change no output. Samples (gallery) are none: they stay in the work folder."""
+WATCHING = frozenset(
+    {"health_every", "slow_rank_factor", "throughput_drop", "heartbeat_seconds", "stalled_seconds"}
+    | {"ring_steps", "max_reports"}  # whether an event names a report, which stays in the work folder
+    | {"max_actions", "max_actions_in_window"}  # whether a run ends, not what it gives: stopped, it goes on with more
+)
+"""Settings of `guards` that decide no weight and no edit."""
+ROUNDING = frozenset({"parallel", "kernels"})
 """Settings that change outputs by rounding alone: a run that goes on with other processes is the same run."""
 STOP_POLL_SECONDS = 0.5
 TAIL_LINES = 20  # of the log, in an error message
@@ -56,13 +73,16 @@ class Train(Stage):
             return {"torch": "none"}  # planning works without it; running says what to install
 
     def tasks(self, inputs: Mapping[str, Sequence[Receipt]]) -> list[Task]:
-        """One task. Its id leaves out what changes no weight, so that a changed log line or checkpoint interval resumes.
+        """One task. Its id leaves out what changes no output, so that a changed log line, checkpoint interval, gallery or limit
+        of guards resumes. What changes one (`evaluate`, `generate`) is another run, though it changes no weight.
 
         Raises UsageError when the run branches off a source that is not there.
         """
         from gristmill.trainer import branch
 
         run = {key: value for key, value in self.config["run"].items() if key not in OPERATIONAL | ROUNDING}
+        if "guards" in run:
+            run["guards"] = {key: value for key, value in run["guards"].items() if key not in WATCHING}
         tasks = self.one_task(inputs)
         if run.get("from") is not None:
             run["from"] = branch.in_task_id(self._source(tasks[0]))
@@ -134,11 +154,12 @@ def finished(work: Path) -> bool:
 
 
 def found_outputs(work: Path) -> list[str]:
-    """Outputs that only some runs have: events and edits of guards, evaluations.
+    """Outputs that only some runs have: the mixture's lock, events and edits of guards, evaluations.
 
     Samples stay in the work folder: there are as many as checkpoints, and how often those are made changes no output.
     """
-    return [name for name in ("events.jsonl", "edits.json", "evaluations.jsonl") if (work / name).exists()]
+    names = ("mix.lock.json", "events.jsonl", "edits.json", "evaluations.jsonl")
+    return [name for name in names if (work / name).exists()]
 
 
 def require_torch() -> None:
@@ -208,9 +229,7 @@ def _failure(code: int, tail: list[str]) -> GristmillError:
     cause = errors[-1] if errors else f"exit code {code}"
     log = "\n".join(tail)
     if code == EXIT_INTERRUPTED:
-        return Stopped(
-            "training was stopped by a signal; its checkpoint is kept", hint="the same command goes on from it"
-        )
+        return Stopped("training was asked to stop; its checkpoint is kept", hint="the same command goes on from it")
     if code == EXIT_USAGE:
         return UsageError(f"training cannot start: {cause}\n{log}")
     own = any(line.lstrip().startswith("hint: ") for line in tail)  # it knows better

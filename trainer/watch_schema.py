@@ -1,6 +1,7 @@
 """What a run watches beside its loss: held-out text, cloze tasks, samples at checkpoints, trackers. No torch here.
 
-None of it decides a weight: all of it may change when a run resumes.
+None of it decides a weight, so a launch goes on in its folder with all of it changed. A run of a root does so with another
+`gallery` or `track`; another `evaluate` changes an output, evaluations.jsonl, and makes another run.
 """
 
 from __future__ import annotations

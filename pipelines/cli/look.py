@@ -202,6 +202,8 @@ def trace(
     if as_json:
         print_json(rows)
         return
+    if step is not None:
+        say(tracing.whose_step(step, tracing.run_dataset(root, run_id)[0]))
     for row in rows:
         click.echo(tracing.render(row))
 

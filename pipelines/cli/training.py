@@ -278,10 +278,15 @@ def _target(text: str) -> tuple[float, float]:
     return n, d
 
 
+def _quoted_id(override: str) -> str:
+    """from.run=3e84 -> from.run="3e84": the beginning of a task's id may look like a number, and 0012 is not 12."""
+    return re.sub(r"\A(\s*from\.run\s*=)\s*([0-9][0-9a-fA-F]*)\s*\Z", r'\1"\2"', override)
+
+
 def _load_run(run: str, overrides: tuple[str, ...]) -> tuple[TrainRun, Document]:
     from gristmill.core.places import find_yaml
     from gristmill.core.settings import load
     from gristmill.trainer.schema import TrainRun
 
     path, name = find_yaml(run, "gristmill.trainer")
-    return load(path, TrainRun, overrides=overrides, name=name)
+    return load(path, TrainRun, overrides=[_quoted_id(text) for text in overrides], name=name)

@@ -233,6 +233,33 @@ def test_a_long_task_hears_of_the_stop_saves_and_is_no_failure(tmp_path: Path, m
     assert not (tmp_path / "root" / "stopping").exists()
 
 
+def test_a_task_that_stops_by_itself_stops_the_run_as_a_signal_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As training does when someone creates its trigger file: not tried again, no failure, and the same run resumes."""
+    plain = Split.run
+
+    def stopping(self: Split, task: Task, out: Outbox) -> Counters:
+        if task.key == "1.txt":
+            Split.calls.append(task.key)
+            raise Stopped("asked to stop", hint="the same command goes on from it")
+        return plain(self, task, out)
+
+    monkeypatch.setattr(Split, "run", stopping)
+    given, root = inputs(tmp_path / "in"), tmp_path / "root"
+    outcome, said = go(root, nodes(), given)
+    assert outcome.exit_code == 130
+    assert not outcome.failures
+    assert Split.calls == ["0.txt", "1.txt"]
+    assert said[0] == "stopped: curate.pages 1.txt: asked to stop\n  hint: the same command goes on from it"
+    assert any(line.startswith("resume: ") for line in said)
+    assert "FAILED" not in capsys.readouterr().err
+    assert not (root / "stopping").exists()
+    monkeypatch.setattr(Split, "run", plain)
+    again, _ = go(root, nodes(), given)
+    assert (again.exit_code, again.ran, again.fresh) == (0, 3, 1)
+
+
 def test_what_stands_on_a_changed_stage_is_incomplete_until_it_ran(tmp_path: Path) -> None:
     given, root = inputs(tmp_path / "in"), tmp_path / "root"
     go(root, nodes(2), given)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from gristmill.core.errors import FormatError
 from gristmill.core.tokshards import PackedDataset, PackedManifest, PackedPhase, write_manifest
 from gristmill.pipelines import tracing
+from gristmill.pipelines.cli.look import trace
 from gristmill.trainer.edits import Block, Edits, write_edits
 from gristmill.trainer.order import DataOrder
 
@@ -90,3 +92,29 @@ def test_settings_of_another_version_are_told(root: Path) -> None:
     work(root, data={"batch_ramp": "large"})
     with pytest.raises(FormatError, match="no settings that this version reads"):
         traced(root, 1)
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ("abc123" + "0" * 26, "step 2 of training run abc123000000\n"),
+        (None, "step 2 of the packed dataset (no training"),
+    ],
+)
+def test_the_command_says_whose_step_it_traced(run, words, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = PackedDataset(root)
+    monkeypatch.setattr(tracing, "run_dataset", lambda root, run_id: (run, dataset))  # nobody names one
+    monkeypatch.setattr(tracing, "trace_step", lambda root, step, run_id: [{"run": run}])
+    monkeypatch.setattr(tracing, "render", lambda row: "a piece")
+    (root / "gristmill.json").touch()
+    done = CliRunner().invoke(trace, ["--root", str(root), "--step", "2"], catch_exceptions=False)
+    assert words in done.stderr
+    assert done.stdout == "a piece\n"
+    done = CliRunner().invoke(trace, ["--root", str(root), "--step", "2", "--json"], catch_exceptions=False)
+    assert [row["run"] for row in json.loads(done.stdout)] == [run]
+
+
+def test_each_row_names_its_run(root: Path) -> None:
+    work(root)
+    assert {row["run"] for row in tracing.trace_step(root, 2, RUN)} == {RUN}
+    assert {row["run"] for row in tracing.trace_step(root, 2, None)} == {None}

@@ -168,7 +168,11 @@ def test_what_cannot_be_traced_is_told(case: Case, tmp_path: Path) -> None:
     assert "go with --spike" in fails("--step", "3", "--block", "x")
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "does not say which packed dataset" in fails("--spike", run=empty)
+    assert "no guard acted" in fails("--spike", run=empty)
+    unnamed = tmp_path / "unnamed"
+    shutil.copytree(case.run, unnamed)
+    (unnamed / pieces.FOLDER / pieces.DATASET_FILE).unlink()
+    assert "does not say which packed dataset" in fails("--spike", run=unnamed)
     assert "no guard acted" in fails("--spike", "--dataset", str(case.spiked.dataset.folder), run=empty)
     other = make_spiked(tmp_path / "other", main=3, anneal=1, step=1, seed=9)
     assert "is not the dataset of this run" in fails("--spike", "--dataset", str(other.dataset.folder))

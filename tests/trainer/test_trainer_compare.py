@@ -36,7 +36,12 @@ def two(run_maker, tmp_path) -> tuple[Path, Path]:
         "tasks": {"piqa": {"accuracy": 0.5, "accuracy_per_char": 0.75}},
     }
     a = write(tmp_path / "a", run_maker(), {"main": [4.0, 3.0], "anneal": [2.0]}, evaluation)
-    changes = {"optimizer": {"lr": 5e-3}, "log_every": 3, "branch": {"run": str(tmp_path / "a"), "step": 2}}
+    changes = {
+        "optimizer": {"lr": 5e-3},
+        "log_every": 3,
+        "guards": {"max_actions": 30},
+        "branch": {"run": str(tmp_path / "a"), "step": 2},
+    }
     b = write(tmp_path / "b", run_maker(**changes), {"main": [4.0, 3.5], "cool": [1.5]}, cut=True)
     return a, b
 
@@ -44,7 +49,7 @@ def two(run_maker, tmp_path) -> tuple[Path, Path]:
 def test_one_table(two):
     table = compare.compare(compare.find_runs([str(f) for f in two], None))
     assert table["runs"] == ["a", "b"]
-    assert table["settings"] == {"optimizer.lr": [1e-2, 5e-3]}  # neither log_every nor where the source stands
+    assert table["settings"] == {"optimizer.lr": [1e-2, 5e-3]}  # not log_every, the limit or the source's place
     assert table["rows"] == {
         "from": [None, "a@2"],
         "finished": [True, False],

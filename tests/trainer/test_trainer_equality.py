@@ -34,7 +34,11 @@ RECIPES: dict[str, tuple[dict[str, Any], list[str], float]] = {
     "adamw": ({}, list(LAYOUTS), 2e-6),  # 3.4e-7 at most on one machine
     "ademamix": ({"optimizer": {"name": "ademamix"}}, ["dp2", "tp2", "dp2 tp2", "tp4"], 2e-6),
     "muon": ({"optimizer": {"name": "muon", "muon": {"ns_precision": "fp32"}}}, ["dp2", "tp2", "dp2 tp2", "tp4"], 5e-6),
-    "bf16": ({"precision": "bf16", "micro_batch_rows": 8}, ["dp2", "tp2", "dp2 tp2", "tp4"], 2e-4),
+    "bf16": (
+        {"precision": "bf16", "micro_batch_rows": 24, "optimizer": {"lr": 1e-3}},
+        ["dp2", "tp2", "dp2 tp2", "tp4"],
+        2e-4,
+    ),
     "all features": (
         {
             "model": {"activation": "xielu", "gated": False, "tie_embeddings": False, "nope_every": 2},
@@ -81,9 +85,9 @@ def trained(toy, dataset_maker, run_maker, tmp_path_factory) -> Path:
     """All cases, in one launch for each number of processes. Folders: RECIPE/LAYOUT, fault/NAME, resumed/LAYOUT."""
     out = tmp_path_factory.mktemp("equality")
     cases: dict[int, list[dict[str, Any]]] = {1: [], 2: [], 4: []}
-    wide = str(dataset_maker(out / "wide", times=8).folder)
+    wide = str(dataset_maker(out / "wide", times=24).folder)
     for recipe, (changes, layouts, _) in RECIPES.items():
-        # in bf16 a token's loss is off by 1e-2; the mean of 2,000 shows what is left of it
+        # in bf16 a token's loss is off by 1e-2; the mean of 6,000 shows what is left of it
         more = {"dataset": wide} if recipe == "bf16" else {}
         cases[1].append({"name": f"{recipe}/one", "run": settings(run_maker, changes, {}), **more})
         for layout in layouts:

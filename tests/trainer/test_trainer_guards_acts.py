@@ -20,7 +20,7 @@ from gristmill.trainer import pieces  # noqa: E402
 from gristmill.trainer.edits import Defer, Edits, Skip  # noqa: E402
 from gristmill.trainer.events import FILE, read_events  # noqa: E402
 from gristmill.trainer.guard_schema import Guards  # noqa: E402
-from gristmill.trainer.guards import Guard  # noqa: E402
+from gristmill.trainer.guards import Guard, Verdict  # noqa: E402
 from gristmill.trainer.order import DataOrder  # noqa: E402
 from gristmill.trainer.parallel.mesh import World  # noqa: E402
 
@@ -204,6 +204,25 @@ def test_a_document_deferred_too_often_is_skipped(spiked: Spiked, tmp_path: Path
     guard.pieces.documents = lambda rows: sorted({*whole(rows), document})  # type: ignore[method-assign]
     assert guard._refusal(order, (), order.defer(6), 6) == f"document {document} was deferred 1 of at most 1 times"
     guard.close()
+
+
+def test_a_rewind_of_two_batches_counts_their_document_once(spiked: Spiked, tmp_path: Path) -> None:
+    life = live(spiked, tmp_path / "run", on_spike="rewind", rewind_steps=2, max_defers_per_document=2)
+    guard = Guard(life.settings, spiked.dataset, life.out, World(CPU), CPU, lambda before: 0)
+    shared = "f" * 32  # a document that begins in one batch and ends in the next
+    guard.pieces.documents = lambda rows: [shared] if rows else []  # type: ignore[method-assign]
+    order, kinds, reasons = DataOrder(spiked.dataset.manifest), [], []
+    for step in (6, 12, 18):
+        found = Verdict(step, "rewind", "loss", f"loss {step} is above 3", 6.0, 3.0, 3.0, 0.1, 8, False)
+        verdict, _ = guard._decide(found, order)
+        kinds.append([edit.kind for edit in verdict.edits])
+        reasons.append(verdict.reason)
+        order = order.edited(*verdict.edits)
+    guard.close()
+    assert kinds == [["defer", "defer"], ["defer", "defer"], ["skip", "skip"]]
+    assert [r for r in reasons if "deferred" in r] == [
+        f"loss 18 is above 3 (skipped in place of deferred: document {shared} was deferred 2 of at most 2 times)"
+    ]
 
 
 @pytest.mark.parametrize("on_spike", ["warn", "skip_update", "defer", "rewind"])

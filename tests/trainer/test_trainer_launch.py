@@ -94,6 +94,11 @@ def test_the_stage_trains_and_its_outputs_hold_no_time(toy, run_maker, tmp_path,
     assert (counters.rows_in, counters.rows_out, counters.drops) == (96, 96, None)
     assert counters.notes["steps"] == 12
     assert set(out.files) == {*OUTPUTS, "events.jsonl"}
+    assert out.files["tokenizer.json"].read_bytes() == (toy.folder / "tokenizer.json").read_bytes()
+    assert orjson.loads(out.files["generation_config.json"].read_bytes())["max_new_tokens"] == 8
+    came_from = orjson.loads(out.files["provenance.json"].read_bytes())
+    assert (came_from["step"], came_from["run"]["max_steps"]) == (12, 12)
+    assert str(tmp_path) not in out.files["provenance.json"].read_text()
     assert (out.work / "timings.jsonl").exists()
     summary = orjson.loads(out.files["summary.json"].read_bytes())
     assert summary["first_loss"] > summary["final_loss"]
@@ -117,6 +122,16 @@ def test_the_task_follows_the_run_and_the_shards(toy, run_maker):
 
     assert task_id() == task_id()
     assert task_id() != task_id(seed=4)
+    # what only watches, and limits: the run goes on in its folder
+    assert task_id() == task_id(gallery={"tokens": 8}, log_every=3)
+    limits = {"max_actions": 40, "max_actions_in_window": 9, "max_reports": 3, "ring_steps": 4, "health_every": 5}
+    times = {"slow_rank_factor": 2.0, "throughput_drop": 0.4, "heartbeat_seconds": 5.0, "stalled_seconds": 90.0}
+    assert task_id() == task_id(guards=limits | times)
+    # what decides a weight, an edit or another output
+    assert task_id() != task_id(guards={"sigma": 5.0})
+    assert task_id() != task_id(guards={"max_defers_per_document": 3})
+    assert task_id() != task_id(evaluate={"every_steps": 4})
+    assert task_id() != task_id(generate={"tokens": 4})
     assert Train.upstream == ("shards",)
     assert "torch" in Train({}).uses()
 

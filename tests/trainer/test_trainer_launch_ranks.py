@@ -39,6 +39,10 @@ ALONE = Exchange(World(torch.device("cpu")))
 SLOW_MODEL = {"layers": 8, "hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 64, "ffn": 1024}  # seconds of training
 
 
+# no two ranks share 3 heads
+ODD_MODEL = {"layers": 2, "hidden": 32, "heads": 3, "kv_heads": 3, "head_dim": 8, "ffn": 64}
+
+
 class Leader:
     """Rank 0 as Stop sees it; the other rank is asked to stop when `other` is true."""
 
@@ -181,12 +185,23 @@ def test_a_finished_launch_is_known_by_its_outputs(tmp_path):
     assert not train.finished(tmp_path)
 
 
-@pytest.mark.slow
-def test_a_fault_of_all_ranks_is_said_once_with_its_exit_code(toy, run_maker, tmp_path):
-    run = write_run(tmp_path, run_maker(parallel={"nproc": 2, "tp": 3}))
+def test_processes_that_tp_does_not_divide_are_refused_before_any_starts(toy, run_maker, tmp_path):
+    run = write_run(tmp_path, run_maker(parallel={"nproc": 3, "tp": 2}))
     code, err = end(launch(run, toy.folder, tmp_path / "out"))
     assert code == 2
-    assert err == "error: parallel.tp is 3, there are 2 processes\n  hint: start a multiple of it with `--nproc`\n"
+    assert err == "error: parallel.tp is 2, there are 3 processes\n  hint: start a multiple of it with `--nproc`\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_fault_of_all_ranks_is_said_once_with_its_exit_code(toy, run_maker, tmp_path):
+    run = write_run(tmp_path, run_maker(parallel={"nproc": 2, "tp": 2}, model=ODD_MODEL))
+    code, err = end(launch(run, toy.folder, tmp_path / "out"))
+    assert code == 2
+    message = (
+        "error: parallel.tp: heads 3 does not divide over tp 2\n  hint: take a tp that divides the heads and ffn\n"
+    )
+    assert err == message
 
 
 SUPERVISOR = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,26 @@ def test_a_plan_is_what_the_schedule_and_the_order_say(recipe: str) -> None:
     text = render(plan)
     assert "cool" in text
     assert f"{plan['parameters']:,} parameters" in text
+
+
+def test_a_run_that_stops_early_is_planned_as_far_as_it_trains() -> None:
+    found = manifest(("warm", 400, "stable"), ("cool", 80, "decay"))
+    long = replace(found, phases=[found.phases[0], replace(found.phases[1], seq_len=64)])
+    whole, _ = load(RECIPES / "demo.yaml", TrainRun)
+    cost = whole.model.flops_per_token
+    for steps, flops in ((7, cost(512, 16) * 7 * 64), (103, cost(512, 16) * 6400 + cost(512, 64) * 3 * 256)):
+        run = whole.model_copy(update={"max_steps": steps})
+        plan, full = plan_run(run, long), plan_run(whole, long)
+        assert (plan["steps"], plan["schedule_steps"], full["steps"]) == (steps, 120, 120)
+        assert plan["tokens"] == DataOrder(long).tokens_after(steps)
+        assert plan["flops"] == flops
+        assert plan["tokens_per_parameter"] == plan["tokens"] / plan["parameters"]
+        assert (plan["schedule"], plan["stages"]) == (full["schedule"], full["stages"])
+        assert f"{steps} steps of 120 (max_steps), {plan['tokens']:,} tokens" in render(plan)
+        assert "120 steps, " in render(full)
+        days = [add_gpus(p, r, long, gpus=1, gpu_memory=80e9)["days"] for p, r in ((plan, run), (full, whole))]
+        assert days[0] / days[1] == pytest.approx(plan["flops"] / full["flops"])
+    assert plan_run(whole.model_copy(update={"max_steps": 999}), long)["tokens"] == DataOrder(long).tokens
 
 
 def test_epochs_come_from_the_lock_and_are_unknown_without_it() -> None:

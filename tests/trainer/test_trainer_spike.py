@@ -21,6 +21,9 @@ from gristmill.core.blocklist import read_blocklist  # noqa: E402
 from gristmill.core.errors import GristmillError  # noqa: E402
 from gristmill.pipelines.cli.look import trace  # noqa: E402
 from gristmill.trainer import checkpoint, loop, pieces  # noqa: E402
+from gristmill.trainer.checkpoint_schema import Checkpoint  # noqa: E402
+from gristmill.trainer.data_schema import Data  # noqa: E402
+from gristmill.trainer.edits import read_edits  # noqa: E402
 from gristmill.trainer.events import FILE, Event, read_events  # noqa: E402
 from gristmill.trainer.journal import read_journal  # noqa: E402
 from gristmill.trainer.schema import TrainRun  # noqa: E402
@@ -193,6 +196,52 @@ def test_a_limit_ends_the_run_and_a_higher_one_resumes_it(spiked: Spiked, run_ma
     assert found.step == 50
     assert loop.train(settings(run_maker, "defer"), spiked.dataset, tmp_path).finished
     assert [(e["step"], e["action"]) for e in read_events(tmp_path)] == [(45, "defer"), (60, "skip_update")]
+
+
+def test_edits_made_before_the_first_checkpoint_are_on_disk_when_a_limit_ends_the_run(
+    spiked: Spiked, run_maker: Any, tmp_path: Path
+) -> None:
+    late = {"every_steps": STEPS}
+    run = settings(run_maker, "defer", guards={"max_actions": 1}).model_copy(
+        update={"checkpoint": Checkpoint.model_validate(late)}
+    )
+    with pytest.raises(GristmillError, match=r"step 60: ") as raised:
+        loop.train(run, spiked.dataset, tmp_path / "run")
+    assert checkpoint.latest(tmp_path / "run" / "checkpoints") is None
+    edits = tmp_path / "run" / "edits.json"
+    assert [e.kind for e in read_edits(edits)] == ["defer"]
+    assert f"data.edits={edits} begins a run with the 1 edits made so far" in str(raised.value)
+    again = run.model_copy(update={"data": Data(edits=str(edits))})
+    assert loop.train(again, spiked.dataset, tmp_path / "again").finished
+    assert [(e["step"], e["action"]) for e in read_events(tmp_path / "again")] == [(60, "skip_update")]
+
+
+@pytest.mark.parametrize("again", ["warn", "defer"])
+def test_on_resume_the_edits_of_the_checkpoint_hold(
+    again: str, runs: dict[str, Path], spiked: Spiked, run_maker: Any, tmp_path: Path
+) -> None:
+    """Deferred at step 45, killed at 48: the checkpoint of step 40 knows nothing of it, so edits.json forgets it too."""
+
+    class Killed(Exception):
+        pass
+
+    def kill(record: dict[str, Any]) -> None:
+        if record["step"] == at:
+            raise Killed
+
+    at = 48
+    with pytest.raises(Killed):
+        loop.train(settings(run_maker, "defer"), spiked.dataset, tmp_path, report=kill)
+    assert [e.kind for e in read_edits(tmp_path / "edits.json")] == ["defer"]
+    at = 42
+    with pytest.raises(Killed):
+        loop.train(settings(run_maker, again), spiked.dataset, tmp_path, report=kill)
+    assert not (tmp_path / "edits.json").exists()
+    assert loop.train(settings(run_maker, again), spiked.dataset, tmp_path).finished
+    want = runs[again] / "edits.json"
+    assert (tmp_path / "edits.json").exists() == want.exists() == (again == "defer")
+    if want.exists():
+        assert (tmp_path / "edits.json").read_bytes() == want.read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from gristmill.core.errors import UsageError
+from gristmill.trainer import ranks
 
 REPLICATE, SHARD, TP = "replicate", "shard", "tp"
 TIMEOUT = timedelta(minutes=10)  # a collective that waits longer has lost a rank
@@ -87,10 +87,7 @@ def start(device: torch.device, tp: int = 1, zero: int = 3, timeout: timedelta =
     Raises UsageError when the processes cannot be divided into groups of `tp`.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if size % tp:
-        raise UsageError(
-            f"parallel.tp is {tp}, there are {size} processes", hint="start a multiple of it with `--nproc`"
-        )
+    ranks.check_groups(size, tp)
     if size == 1:
         return World(device)
     if device.type == "cuda":
