@@ -23,6 +23,7 @@ from gristmill.trainer.averaging import Ema, last_k_mean
 from gristmill.trainer.checkpoint import AVERAGE, MODEL, OPTIMIZER
 from gristmill.trainer.checkpoint_plan import box_of, local
 from gristmill.trainer.checkpoint_schema import Average, Checkpoint
+from gristmill.trainer.parallel import mesh
 from gristmill.trainer.saver import Checkpoints
 
 SETTINGS = Checkpoint(keep=2)
@@ -178,7 +179,7 @@ def main(folder: Path) -> None:
         loads(folder / "tp1-zero3", 2)
         saves(folder / "two", 2)
     dist.barrier()
-    dist.destroy_process_group()
+    mesh.leave(0)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,8 @@ def main(dataset_folder: str, out: str, cases: str) -> None:
                 loop.train(run, dataset, folder, world=world)
         if world.leads and not case.get("resume"):
             torch.save(found, folder / "gradients.pt")
-    world.close()
+    world.barrier()
+    mesh.leave(0)
 
 
 if __name__ == "__main__":

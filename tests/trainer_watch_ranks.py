@@ -67,7 +67,8 @@ def main(dataset_folder: str, out: str, run_file: str) -> None:
     seen["untouched"] = seen["losses"] == train(watched=False) and torch.equal(random, torch.get_rng_state())
     if world.leads:
         (folder / "seen.json").write_text(json.dumps(seen))
-    world.close()
+    world.barrier()
+    mesh.leave(0)
 
 
 if __name__ == "__main__":

@@ -66,9 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(ended.render(), file=sys.stderr, flush=True)
     if ranks.started():
         outcome.write(options.out, rank, ended)
-    if several and ended.code not in (EXIT_OK, EXIT_INTERRUPTED):
-        sys.stderr.flush()
-        os._exit(ended.code)  # the way out of torch.distributed waits for the others
+    if several:
+        from gristmill.trainer.parallel.mesh import leave
+
+        leave(ended.code)  # after a failure, too: the way out of torch.distributed waits for the others
     return ended.code
 
 
@@ -158,7 +159,7 @@ def _in_torch(
     )
     if not done.finished:
         say(f"stopped after step {done.step} of {done.steps}; the same command goes on from there")
-        world.close()
+        world.barrier()
         return EXIT_INTERRUPTED
     special_ids = dataset.manifest.special_ids
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
@@ -171,7 +172,7 @@ def _in_torch(
         summary = summarise(read_journal(out / "metrics.jsonl"), done.model.params())
         (out / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
         (out / FINISHED).write_bytes(orjson.dumps({name: sha256_file(out / name) for name in OUTPUTS}))
-    world.close()
+    world.barrier()
     return EXIT_OK
 
 

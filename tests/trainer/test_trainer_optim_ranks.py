@@ -180,7 +180,8 @@ def main(out: Path) -> None:
             save_file({k: t.detach().contiguous() for k, t in got.items()}, out / f"{kind}-{zero}.safetensors")
     if world.leads:
         (out / "untouched.json").write_text(json.dumps(report))
-    world.close()
+    world.barrier()
+    mesh.leave(0)
 
 
 @pytest.fixture(scope="module")
