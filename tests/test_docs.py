@@ -31,7 +31,10 @@ def reference() -> str:
     """docs/cli.md: the help of every command, at 100 columns."""
     parts = ["# Command line\n\nThe output of `--help`, command by command.\n"]
     for path, command in [("gristmill", cli), *commands(cli)]:
-        context = click.Context(command, info_name=path, max_content_width=100, terminal_width=100)
+        names = cli.context_settings.get("help_option_names", ["--help"])  # a command's help option is made once
+        context = click.Context(
+            command, info_name=path, max_content_width=100, terminal_width=100, help_option_names=names
+        )
         parts.append(f"## `{path}`\n\n```text\n{command.get_help(context).strip()}\n```\n")
     return "\n".join(parts)
 
