@@ -31,7 +31,8 @@ def reference() -> str:
     """docs/cli.md: the help of every command, at 100 columns."""
     parts = ["# Command line\n\nThe output of `--help`, command by command.\n"]
     for path, command in [("gristmill", cli), *commands(cli)]:
-        names = cli.context_settings.get("help_option_names", ["--help"])  # a command's help option is made once
+        names = cli.context_settings["help_option_names"]
+        command._help_option = None  # made once per command, by whichever context came first
         context = click.Context(
             command, info_name=path, max_content_width=100, terminal_width=100, help_option_names=names
         )
