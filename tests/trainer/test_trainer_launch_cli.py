@@ -94,7 +94,8 @@ def test_the_trigger_file_ends_a_run_as_ctrl_c_does(root, run_maker, tmp_path):
     base = ("train", "run", str(run), "--root", str(root))
     child = start(*base, log=log)
     deadline = time.monotonic() + WAIT_SECONDS
-    while not (begun := list((root / "stages" / "train").glob("*/work/metrics.jsonl"))):
+    tasks = root / "stages" / "train"
+    while not (begun := [f for task in tasks.glob("*") if (f := task / "work" / "metrics.jsonl").exists()]):
         assert child.poll() is None, log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.01)
