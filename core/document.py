@@ -18,6 +18,12 @@ PAGE_SCHEMA = pa.schema(
         ("charset", pa.string()),
         ("language", pa.string()),  # fastText label, ISO 639
         ("language_score", pa.float32()),
+        # what the page says of itself; null where it does not, or where the engine does not look
+        ("title", pa.string()),
+        ("published", pa.string()),  # ISO date
+        ("html_lang", pa.string()),  # <html lang>, lower case, as written
+        ("canonical_url", pa.string()),
+        ("optout", pa.string()),  # comma-separated signals against use, as `x-robots-tag:noai`
     ]
 )
 """One row per extracted page: the outputs of `curate.pages`."""
