@@ -25,9 +25,10 @@ from torch import Tensor
 
 from gristmill.trainer.architecture import Preset, preset_names, read_preset
 from gristmill.trainer.hardware import device_key
+from gristmill.trainer.kernels.attention_choice import cumulative_lengths, slots_for, torch_varlen, varlen_lacks
 from gristmill.trainer.kernels.roofline import BANDWIDTH, DOCUMENT, LENGTH, floor
 from gristmill.trainer.kernels.roofline_passes import VOCAB, costs, shard
-from gristmill.trainer.ops import XIELUFunction, document_mask
+from gristmill.trainer.ops import XIELUFunction, count_documents, document_mask
 from gristmill.trainer.optim_ademamix import AdEMAMix
 from gristmill.trainer.optim_muon import newton_schulz as eager_newton_schulz
 from gristmill.trainer.rope import rotary_table, rotate
@@ -54,7 +55,7 @@ class Operation(NamedTuple):
 def operations(
     preset: Preset, n: int, length: int, document: int, dtype: torch.dtype, device: str
 ) -> Iterator[Operation]:
-    """The operations of roofline_passes.costs, by their names."""
+    """The operations of roofline_passes.costs, by their names, and torch's own varlen attention where it runs."""
     from gristmill.trainer.kernels import adam, attention, linear_ce, mlp, norm, rope
     from gristmill.trainer.kernels.newton_schulz import newton_schulz
 
@@ -146,13 +147,22 @@ def operations(
         k, v = (t.transpose(1, 2).repeat_interleave(shared, 1) for t in (k, v))
         return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask).transpose(1, 2)
 
+    values = new(*k.shape)
     yield Operation(
         "varlen_attention",
-        [q, k, new(*k.shape)],
+        [q, k, values],
         lambda q, k, v: attention.varlen_attention(q, k, v, position),
         attended,
         compiled=flex(position) if device == "cuda" else None,
     )
+    if device == "cuda" and not varlen_lacks(torch.device(device), dtype, c.head_dim):  # what `kernels: auto` takes
+        starts = cumulative_lengths(position, slots_for(count_documents(position)))
+        yield Operation(
+            "varlen_attention of torch",
+            [q, k, values],
+            lambda q, k, v: torch_varlen(q, k, v, starts),
+            attended,
+        )
     size = shard(preset)
     arrays = [new(size, kind=torch.float32, grad=False, size=0.01) for _ in range(3)]
     square = new(size, kind=torch.float32, grad=False).square_().mul_(1e-4)

@@ -197,10 +197,11 @@ KEPT = (  # outputs that selective checkpointing keeps: what costs most to compu
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 )
+KEPT_KERNELS = ("gristmill::varlen_attention", "torch_attn::_varlen_attn")  # by name: known once they are loaded
 
 
 def _policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    kept = op in KEPT or op.name() == "gristmill::varlen_attention"  # the kernel's, known once it is loaded
+    kept = op in KEPT or op.name() in KEPT_KERNELS
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 

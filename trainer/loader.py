@@ -25,6 +25,7 @@ from gristmill.core.tokshards import PackedDataset
 from gristmill.trainer import goldfish
 from gristmill.trainer.data import IGNORE, Batch, RowReader, StepRows
 from gristmill.trainer.integrity import ShardCheck
+from gristmill.trainer.ops import count_documents
 from gristmill.trainer.order import DataOrder
 from gristmill.trainer.parallel.mesh import World
 from gristmill.trainer.schema import TrainRun
@@ -34,12 +35,13 @@ AHEAD = 2  # steps read before they are asked for: one hides the reading, a seco
 
 @dataclass(frozen=True)
 class Micro:
-    """Rows of one forward pass, all of shape (B, T): int64, and int16 source indices (-1 where the label is ignored)."""
+    """Rows of one forward pass, arrays of shape (B, T): int64, and int16 source indices (-1 where the label is ignored)."""
 
     tokens_BT: Tensor
     labels_BT: Tensor
     position_BT: Tensor
     source_BT: Tensor  # of the label's piece, into DataOrder.sources
+    documents: int  # pieces of all rows, also of those that only fill: counted before they are on a GPU
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class Loader:
         arrays = [torch.from_numpy(a) for a in (mine.tokens_BT, mine.labels_BT, mine.position_BT, source_BT)]
         if self.device.type == "cuda":
             arrays = [array.pin_memory() for array in arrays]
-        parts = [Micro(*part) for part in zip(*(torch.split(array, size) for array in arrays), strict=True)]
+        parts = [_micro(*part) for part in zip(*(torch.split(array, size) for array in arrays), strict=True)]
         first = self.world.dp_rank * block
         rows = [(batch.phase, row) for row in batch.rows[first : first + block]]
         return StepBatch(step, batch.phase, valid, parts, rows)
@@ -182,4 +184,9 @@ class Loader:
     def _on_device(self, micro: Micro) -> Micro:
         if self.device.type == "cpu":
             return micro
-        return Micro(*(t.to(self.device, non_blocking=True) for t in vars(micro).values()))
+        arrays = {name: t.to(self.device, non_blocking=True) for name, t in vars(micro).items() if name != "documents"}
+        return replace(micro, **arrays)
+
+
+def _micro(tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor, source_BT: Tensor) -> Micro:
+    return Micro(tokens_BT, labels_BT, position_BT, source_BT, count_documents(position_BT))

@@ -95,34 +95,40 @@ class Decoder(nn.Module):
 
         Under tensor parallelism they are gathered on every rank, without a gradient.
         """
+        documents = None
         if position_BT is None:
             position_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
-        x_nC, weight_vC = self._last(tokens_BT, position_BT)
+            documents = len(tokens_BT)
+        x_nC, weight_vC = self._last(tokens_BT, position_BT, documents)
         part_Nv = self.ops.logits(x_nC, weight_vC, tokens_BT.numel(), self.tp, self.config.logit_softcap)
         return self.tp.columns(part_Nv)[:, : self.vocab_size].unflatten(0, tokens_BT.shape)
 
-    def token_losses(self, tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def token_losses(
+        self, tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor, documents: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Per token (B, T), in fp32 and on every rank: negative log-likelihood in nats, 0 where the label is -100.
 
         And log(sum exp logits) at the same tokens: z-loss (PaLM, arXiv 2204.02311, section 5) is a small multiple of the
-        sum of its squares.
+        sum of its squares. `documents`: how many pieces the rows hold, if known without asking the device.
         """
-        nll_BT, lse_BT = self._token_losses(tokens_BT, labels_BT, position_BT, partition=True)
+        nll_BT, lse_BT = self._token_losses(tokens_BT, labels_BT, position_BT, documents, partition=True)
         assert lse_BT is not None
         return nll_BT, lse_BT
 
-    def token_loss(self, tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor) -> Tensor:
+    def token_loss(
+        self, tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor, documents: int | None = None
+    ) -> Tensor:
         """The first of `token_losses`, without computing the second."""
-        return self._token_losses(tokens_BT, labels_BT, position_BT, partition=False)[0]
+        return self._token_losses(tokens_BT, labels_BT, position_BT, documents, partition=False)[0]
 
     def loss(self, tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor) -> Tensor:
         """`token_loss`, summed. Divide by the global batch's valid tokens."""
         return self.token_loss(tokens_BT, labels_BT, position_BT).sum()
 
     def _token_losses(
-        self, tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor, partition: bool
+        self, tokens_BT: Tensor, labels_BT: Tensor, position_BT: Tensor, documents: int | None, partition: bool
     ) -> tuple[Tensor, Tensor | None]:
-        x_nC, weight_vC = self._last(tokens_BT, position_BT)
+        x_nC, weight_vC = self._last(tokens_BT, position_BT, documents)
         nll_N, lse_N = self.ops.losses(
             x_nC,
             weight_vC,
@@ -134,9 +140,9 @@ class Decoder(nn.Module):
         )
         return nll_N.view_as(labels_BT), None if lse_N is None else lse_N.view_as(labels_BT)
 
-    def _last(self, tokens_BT: Tensor, position_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def _last(self, tokens_BT: Tensor, position_BT: Tensor, documents: int | None) -> tuple[Tensor, Tensor]:
         """(n, C) behind the last norm, and this rank's part (v, C) of the output matrix in its dtype."""
-        layout = self.layout(position_BT)
+        layout = self.layout(position_BT, documents)
         table_vC = local(self.embed.weight)
         if self.compute is not None:  # once: the gradients of a tied table are then added in one dtype everywhere
             table_vC = table_vC.to(self.compute)
@@ -146,10 +152,11 @@ class Decoder(nn.Module):
         x_nC = self.norm(x_nC)
         return x_nC, table_vC if self.head is None else self.head.like(x_nC)
 
-    def layout(self, position_BT: Tensor) -> Layout:
+    def layout(self, position_BT: Tensor, documents: int | None = None) -> Layout:
         """Rotary factors and document borders of a micro batch."""
         cos_BTD, sin_BTD = self.cos_TD[position_BT], self.sin_TD[position_BT]
-        return self.ops.layout(position_BT, cos_BTD, sin_BTD, self.pieces, self.compute or self.cos_TD.dtype)
+        dtype = self.compute or self.cos_TD.dtype
+        return self.ops.layout(position_BT, cos_BTD, sin_BTD, self.pieces, dtype, documents)
 
     def params(self) -> int:
         """All parameters, the padded vocabulary included; a tied head counts once."""

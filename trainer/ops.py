@@ -63,8 +63,18 @@ class Ops:
 
     name = "torch"
 
-    def layout(self, position_BT: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, pieces: bool, dtype: torch.dtype) -> Layout:
-        """`pieces`: attend piece by piece on a CPU. `dtype`: of the scores' mask elsewhere."""
+    def layout(
+        self,
+        position_BT: Tensor,
+        cos_BTD: Tensor,
+        sin_BTD: Tensor,
+        pieces: bool,
+        dtype: torch.dtype,
+        documents: int | None = None,
+    ) -> Layout:
+        """`pieces`: attend piece by piece on a CPU. `dtype`: of the scores' mask elsewhere. `documents`: how many pieces
+        there are, for kernels whose shapes need it; None: unknown, and a GPU would have to be asked.
+        """
         rows = len(position_BT)
         if pieces and position_BT.device.type == "cpu":
             return Layout(rows, cos_BTD, sin_BTD, piece_lengths(position_BT), None)
@@ -174,6 +184,13 @@ def piece_lengths(position_BT: Tensor) -> list[int]:
     starts = (position_BT.flatten() == 0).nonzero().flatten()
     ends = torch.cat([starts[1:], starts.new_tensor([position_BT.numel()])])
     return [int(n) for n in (ends - starts).tolist()]
+
+
+def count_documents(position_BT: Tensor) -> int:
+    """Pieces of all rows; a row's start always begins one. On a GPU this waits for it."""
+    begins_BT = position_BT == 0
+    begins_BT[:, :1] = True
+    return int(begins_BT.sum())
 
 
 def document_mask(position_BT: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """A run's optimizer: one or more algorithms over one model, stepped as one, their state named tensors without a pickle.
 
 The algorithms run on each rank's local parts of the parameters ("views": plain tensors that share the parameters'
-storage), so torch's fused kernels serve every layout, and one process has no DTensor at all.
+storage), so torch's fused kernels, or Triton's, serve every layout, and one process has no DTensor at all. State and
+checkpoints are the same whichever kernels step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ STATE = {  # what each algorithm keeps per parameter; all but `step` have the pa
 class Hybrid:
     """The algorithms of a run, each over its own parameters. Groups hold "lr", "weight_decay" and "lr_multiplier".
 
+    `notes`: what was chosen for its kernels and why, for the log.
+
     The state is there from the start, zeros, so that a checkpoint always has all of it.
     """
 
@@ -40,9 +43,10 @@ class Hybrid:
         parts: dict[str, torch.optim.Optimizer],
         views: dict[str, Tensor],
         world: World,
+        notes: Sequence[str] = (),
     ) -> None:
         self.named, self.choices, self.parts = named, choices, parts
-        self.views, self.world = views, world
+        self.views, self.world, self.notes = views, world, notes
         self.queued = world.device.type != "cpu"  # kernels run after the host has gone on: it must not read a flag
         self.counted = [name for name, p in named.items() if counts(p) and views[name].numel()]
         for name, view in views.items():
@@ -74,15 +78,21 @@ class Hybrid:
 
         `ok` (0-dim bool on the device, the same on every rank; None: true): where false, weights, moments and step counts
         stay as they are to the bit, whatever the gradients are, without the host waiting for the device. Gradients are
-        scaled in place.
+        scaled in place, but for algorithms that take the scale themselves (kernels.adam: one pass over memory less).
         """
         if ok is not None and not self.queued:
             if not ok:
                 return
             ok = None
         gradients = self._gradients()
-        if scale is not None and gradients and (self.queued or float(scale) != 1.0):
-            torch._foreach_mul_(list(gradients.values()), scale)
+        if scale is not None and not self.queued and float(scale) == 1.0:
+            scale = None
+        takers = {algorithm for algorithm, part in self.parts.items() if hasattr(part, "scale")}
+        for algorithm in takers:
+            self.parts[algorithm].scale = scale  # type: ignore[attr-defined]
+        plain = [g for name, g in gradients.items() if self.choices[name].algorithm not in takers]
+        if scale is not None and plain:
+            torch._foreach_mul_(plain, scale)
         if self.world.size > 1:  # in one process they are the parameters
             for name, view in self.views.items():
                 view.grad = gradients.get(name)
@@ -150,10 +160,13 @@ class Hybrid:
         return gradients
 
 
-def build(model: nn.Module, settings: optim_schema.Optimizer, world: World | None = None) -> Hybrid:
+def build(
+    model: nn.Module, settings: optim_schema.Optimizer, world: World | None = None, *, triton: bool = False
+) -> Hybrid:
     """The optimizer over all parameters, which must already be on their device and, in several processes, on the mesh.
 
-    Raises UsageError when a group of the settings gets no parameter, or gives Muon something that is no matrix.
+    `triton`: AdamW and AdEMAMix as one Triton kernel, and Muon's products where kernels.newton_schulz chooses it. Raises
+    UsageError when a group of the settings gets no parameter, or gives Muon something that is no matrix.
     """
     choices = choose(model, settings)
     named = dict(model.named_parameters())
@@ -161,6 +174,7 @@ def build(model: nn.Module, settings: optim_schema.Optimizer, world: World | Non
     assert world.size == 1 or all(placements(p) for p in named.values()), "a parameter is not on the mesh"
     views = {name: local(p) if world.size > 1 else p for name, p in named.items()}
     parts: dict[str, torch.optim.Optimizer] = {}
+    notes: list[str] = []
     for algorithm in STATE:  # in this order, whatever the names
         rows = {n: c for n, c in choices.items() if c.algorithm == algorithm}
         kinds = sorted({(c.lr_multiplier, c.weight_decay) for c in rows.values()}, key=lambda k: (k[0], -k[1]))
@@ -174,8 +188,9 @@ def build(model: nn.Module, settings: optim_schema.Optimizer, world: World | Non
             for times, decay in kinds
         ]
         if groups:
-            parts[algorithm] = _algorithm(algorithm, groups, settings, {views[n]: named[n] for n in rows}, world)
-    return Hybrid(named, choices, parts, views, world)
+            whole: dict[Tensor, Tensor] = {views[n]: named[n] for n in rows}
+            parts[algorithm] = _algorithm(algorithm, groups, settings, whole, world, triton, notes)
+    return Hybrid(named, choices, parts, views, world, notes)
 
 
 def _algorithm(
@@ -184,9 +199,24 @@ def _algorithm(
     settings: optim_schema.Optimizer,
     whole: dict[Tensor, Tensor],
     world: World,
+    triton: bool,
+    notes: list[str],
 ) -> torch.optim.Optimizer:
     if name == "muon":
-        return optim_muon.Muon(groups, settings.muon or optim_schema.Muon(), layouts(whole, world), world)
+        muon = settings.muon or optim_schema.Muon()
+        rows = layouts(whole, world)
+        iterate: optim_muon.NewtonSchulz = optim_muon.newton_schulz
+        if triton:
+            from gristmill.trainer.kernels.newton_schulz import by_shape
+
+            iterate, said = by_shape((row.shape for row in rows.values()), optim_muon.PRECISION[muon.ns_precision])
+            notes.extend(said)
+        return optim_muon.Muon(groups, muon, rows, world, iterate)
+    if triton:
+        from gristmill.trainer.kernels.adam import Adam
+
+        mixing = {"beta3": settings.slow.beta3, "alpha": settings.slow.alpha} if name == "ademamix" else {}
+        return Adam(groups, betas=settings.betas, eps=settings.eps, **mixing)
     if name == "ademamix":
         slow = settings.slow
         return optim_ademamix.AdEMAMix(

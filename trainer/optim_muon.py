@@ -8,7 +8,7 @@ the momentum is an average, weight decay is lr x weight_decay without the shape'
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from gristmill.trainer.parallel.mesh import World
 EPS = 1e-7  # smallest norm divided by, as Jordan's
 STATE = ("momentum_buffer",)
 PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16}
+NewtonSchulz = Callable[[Tensor, tuple[float, float, float], int, torch.dtype], Tensor]
 
 
 def newton_schulz(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, dtype: torch.dtype) -> Tensor:
@@ -63,6 +64,8 @@ class Muon(torch.optim.Optimizer):
     All is element by element but Newton-Schulz, which needs the whole matrix. With several processes, rounds of one
     matrix per rank, the costliest first so that those of a round cost about the same, go to their owners and back in the
     precision of Newton-Schulz: the result is that of one process, and a rank holds one whole matrix at a time.
+
+    `iterate` is `newton_schulz` or what takes its place (kernels.newton_schulz).
     """
 
     found_inf: Tensor | None = None  # set by who steps, as for torch's optimizers: where 1, nothing changes
@@ -73,9 +76,10 @@ class Muon(torch.optim.Optimizer):
         settings: optim_schema.Muon,
         layouts: Mapping[Tensor, Layout],
         world: World,
+        iterate: NewtonSchulz = newton_schulz,
     ) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
-        self.settings, self.layouts, self.world = settings, layouts, world
+        self.settings, self.layouts, self.world, self.iterate = settings, layouts, world, iterate
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -104,8 +108,8 @@ class Muon(torch.optim.Optimizer):
         c = self.settings
         dtype = PRECISION[c.ns_precision]
         if self.world.size == 1:
-            return [newton_schulz(part, c.ns_coefficients, c.ns_steps, dtype) for part in parts]
+            return [self.iterate(part, c.ns_coefficients, c.ns_steps, dtype) for part in parts]
         whole = to_owner([part.to(dtype) for part in parts], rows, self.world)
         if whole is not None:
-            whole = newton_schulz(whole, c.ns_coefficients, c.ns_steps, dtype)
+            whole = self.iterate(whole, c.ns_coefficients, c.ns_steps, dtype)
         return from_owner(whole, rows, parts[0].new_empty(0, dtype=dtype), self.world)

@@ -100,7 +100,7 @@ class TrainRun(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: activations and matrix products in bfloat16; weights, gradients and optimizer state stay fp32."""
     kernels: Literal["auto", "torch", "triton"] = "auto"
-    """Norms, rotary embedding, activations, attention, output and loss in Triton kernels, or in torch. auto: Triton on a GPU."""
+    """Model, loss and optimizer in Triton kernels, or in torch. auto: Triton on a GPU (which attention: docs/kernels.md)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(1, ge=1)
     """CPU threads. Sums depend on it, so runs are equal bit for bit only at one number; 1 suits small models best."""

@@ -77,7 +77,9 @@ class Trainer:
             check_resume(run, dataset.manifest, self.order, found.state, say)
         self.model = build_model(run, self.manifest, world, say)
         self.parameters = dict(self.model.named_parameters())
-        self.optimizer = optim.build(self.model, run.optimizer, world)
+        self.optimizer = optim.build(self.model, run.optimizer, world, triton=self.model.ops.name == "triton")
+        for note in self.optimizer.notes:
+            say(note)
         self.ema = averaging.Ema(self.parameters, run.average) if run.average.kind == "ema" else None
         self.rope = rope_of(run.model, [p.name for p in self.manifest.phases], run.stages)
         self._phase: str | None = None
@@ -148,7 +150,7 @@ class Trainer:
         first = 0
         for i, micro in enumerate(batch.micros):
             shard.before_micro_batch(self.model, self.run.parallel.zero, i == len(batch.micros) - 1)
-            given = (micro.tokens_BT, micro.labels_BT, micro.position_BT)
+            given = (micro.tokens_BT, micro.labels_BT, micro.position_BT, micro.documents)
             z_loss: Tensor | None = None
             if self.run.loss.z_loss:
                 nll_BT, lse_BT = self.model.token_losses(*given)

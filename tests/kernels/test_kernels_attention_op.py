@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from kernels_attention import Case, inputs, oracle, positions
+from kernels_attention import Case, inputs, positions
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from gristmill.core.errors import UsageError
-from gristmill.trainer.kernels import attention, attention_choice
-from gristmill.trainer.kernels.attention_choice import choose_attention, cumulative_lengths, slots_for, torch_varlen
+from gristmill.trainer.kernels import attention
+from gristmill.trainer.kernels.attention_choice import choose_attention
 from gristmill.trainer.kernels.attention_tiles import HALF, tiles_for
 from gristmill.trainer.ops import Layout, attend, piece_lengths
 
@@ -149,10 +148,7 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> None:
         (CUDA, BF16, 256, {}, "varlen", "no torch.bfloat16 x 256"),
         (CUDA, torch.float64, 64, {}, "torch", "no torch.float64"),
         (CUDA, BF16, 128, {"capability": (7, 5)}, "triton", "compute capability 8.0"),
-        (CUDA, BF16, 128, {"seconds": {"varlen": 2e-3, "triton": 1e-3}}, "triton", "varlen 2 ms, triton 1 ms"),
-        (CUDA, BF16, 128, {"seconds": {"varlen": 1e-3, "triton": 2e-3}}, "varlen", "measured"),
-        (CUDA, BF16, 128, {"blocks": attention_choice.varlen_blocks(4, 4096, 64)}, "triton", "2048 blocks a head, 128"),
-        (CUDA, BF16, 128, {"blocks": attention_choice.varlen_blocks(4, 4096, 16)}, "varlen", "7 matrix products"),
+        (CUDA, torch.float16, 64, {}, "varlen", "7 matrix products"),
     ],
 )
 def test_choice_and_its_reason(
@@ -163,6 +159,7 @@ def test_choice_and_its_reason(
         chosen = choose_attention(device, dtype, head_dim, **{"capability": (9, 0), **options})
     assert chosen.name == name
     assert why in chosen.reason
+    assert chosen.ours == ("our kernel takes no" not in chosen.reason)
     assert f"attention: {name} ({chosen.reason})" in caplog.text
 
 
@@ -180,39 +177,6 @@ def test_a_torch_without_flash_attention_or_varlen(monkeypatch: pytest.MonkeyPat
     assert "built with FlashAttention" in choose_attention(CUDA, BF16, 128, capability=(9, 0)).reason
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda query, key, value: None)
     assert "takes no enable_gqa" in choose_attention(CUDA, BF16, 128, capability=(9, 0)).reason
-
-
-def test_documents_as_torch_wants_them() -> None:
-    position_BT = positions([[3, 1, 5], [9]])
-    assert slots_for(position_BT) == attention_choice.SLOTS
-    assert slots_for(positions([[1] * 17])) == 32
-    assert cumulative_lengths(position_BT, 4).tolist() == [0, 3, 4, 9, 18]
-    assert cumulative_lengths(position_BT, 6).tolist() == [0, 3, 4, 9, 18, 18, 18]
-    assert cumulative_lengths(position_BT.to("meta"), 6).shape == (7,)
-    assert position_BT[1, 0] == 0
-    with pytest.raises(RuntimeError, match="more documents than 3 slots"):
-        cumulative_lengths(position_BT, 3)
-
-
-def test_torch_varlen_is_called_for_the_same_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in with the signature of its CUDA kernel: documents, causality, scale and heads are ours."""
-
-    def stand_in(q, k, v, starts, starts_k, longest, longest_k, *, scale, window_size, enable_gqa):  # type: ignore
-        assert (longest, longest_k, window_size, enable_gqa) == (25, 25, (-1, 0), True)
-        assert starts is starts_k
-        y = torch.empty_like(q)
-        for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            piece = (x[a:b].transpose(0, 1)[None] for x in (q, k, v))
-            y[a:b] = F.scaled_dot_product_attention(*piece, is_causal=True, scale=scale, enable_gqa=True)[0].transpose(
-                0, 1
-            )
-        return y
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
-    tensors, position_BT = inputs(Case([[10, 15], [25]], heads=4, groups=2), FP32)
-    q, k, v, _ = tensors
-    y = torch_varlen(q, k, v, cumulative_lengths(position_BT, slots_for(position_BT)), 0.3)
-    torch.testing.assert_close(y, oracle(tensors, position_BT, 0.3).y.float(), rtol=0, atol=3e-6)
 
 
 @pytest.mark.parametrize("on", [*HALF])

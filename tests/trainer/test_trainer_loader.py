@@ -79,6 +79,7 @@ def joined(batch: StepBatch) -> dict[str, np.ndarray]:
     return {
         name.removesuffix("_BT"): torch.cat([getattr(micro, name) for micro in batch.micros]).numpy()
         for name in Micro.__dataclass_fields__
+        if name.endswith("_BT")
     }
 
 
@@ -95,7 +96,12 @@ def check_ranks(dataset: PackedDataset, order: DataOrder, step: int, ranks: list
         assert (arrays["labels"][len(batch.rows) :] == IGNORE).all()
         assert (arrays["source"][len(batch.rows) :] == -1).all()
         assert (arrays["position"][len(batch.rows) :] == np.arange(arrays["tokens"].shape[1])).all()
-        assert [t.dtype for t in vars(batch.micros[0]).values()] == [*[torch.int64] * 3, torch.int16]
+        assert [t.dtype for n, t in vars(batch.micros[0]).items() if n != "documents"] == [
+            *[torch.int64] * 3,
+            torch.int16,
+        ]
+        for micro in batch.micros:
+            assert micro.documents == sum(p == 0 for row in micro.position_BT.tolist() for p in row)
         assert batch.valid_tokens == sum(label != IGNORE for row in want for label in row["labels"])
     for name, rows in got.items():
         assert rows == [row[name] for row in want], name

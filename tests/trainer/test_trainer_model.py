@@ -67,7 +67,7 @@ def test_the_mask_path_gives_the_same_logits(toy, model, monkeypatch):
     tokens, _, position = tensors(batch_of_step(toy, 31))
     by_piece = model(tokens, position)
     monkeypatch.setattr(
-        model, "layout", lambda p: Layout(len(p), model.cos_TD[p], model.sin_TD[p], None, document_mask(p))
+        model, "layout", lambda p, documents: Layout(len(p), model.cos_TD[p], model.sin_TD[p], None, document_mask(p))
     )
     torch.testing.assert_close(model(tokens, position), by_piece, rtol=1e-4, atol=1e-5)
 

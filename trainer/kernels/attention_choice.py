@@ -1,13 +1,14 @@
 """Which attention a device gets under `kernels: auto`, with the reason, and the bridge to torch's own varlen attention.
 
-No triton here: choosing is cheap. Letters: N = B x T positions, S slots for documents.
+torch's takes the starts of all documents as one array. Its length must not need a look at the GPU, and every new length
+may compile anew: documents are counted on the CPU as a batch is read (trainer.loader) and the array gets a power of two of
+slots. No triton here: choosing is cheap. Letters: N = B x T positions, S slots for documents.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -16,15 +17,19 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 BLOCK = 128  # queries a program of FlashAttention-2 takes at most, and ours
-EMPTY = 8  # programs without work per program with work that torch's kernel may launch, see `choose_attention`
+EMPTY = 8  # programs that torch's kernel may launch per program with work, see `too_many`
 SLOTS = 16  # fewest slots: below it, fewer shapes are worth more than the empty programs
 
 
 class Choice(NamedTuple):
-    """`name`: "varlen" (torch.nn.attention.varlen), "triton" (ours) or "torch" (scaled_dot_product_attention)."""
+    """`name`: "varlen" (torch.nn.attention.varlen), "triton" (ours) or "torch" (scaled_dot_product_attention).
+
+    `ours`: whether our kernel takes such heads, too, and so the batches of short documents (`too_many`).
+    """
 
     name: str
     reason: str
+    ours: bool = True
 
 
 def choose_attention(
@@ -33,17 +38,15 @@ def choose_attention(
     head_dim: int,
     *,
     capability: tuple[int, int] | None = None,
-    blocks: tuple[int, int] | None = None,
-    seconds: Mapping[str, float] | None = None,
 ) -> Choice:
     """What `auto` takes on `device`, logged with its reason: a function of its arguments and of torch's build.
 
-    `capability` replaces the device's own. `blocks`: what `varlen_blocks` gives, if known. `seconds`: measured forward
-    and backward times by name; the least of those that can run wins. Without them torch's varlen is preferred on NVIDIA:
-    its backward pass forms scores once (5 matrix products a tile), ours twice (3 + 4), so that it needs no atomics.
+    `capability` replaces the device's own. Nothing is timed: a clock must not decide a run's numbers. torch's varlen is
+    preferred on NVIDIA: its backward pass forms scores once (5 matrix products a tile), ours twice (3 + 4), so that it
+    needs no atomics; where deterministic algorithms are asked for it is ours therefore.
     """
-    chosen = _choose(device, dtype, head_dim, capability, blocks, seconds or {})
-    log.info("attention: %s (%s)", *chosen)
+    chosen = _choose(device, dtype, head_dim, capability)
+    log.info("attention: %s (%s)", chosen.name, chosen.reason)
     return chosen
 
 
@@ -52,8 +55,6 @@ def _choose(
     dtype: torch.dtype,
     head_dim: int,
     capability: tuple[int, int] | None,
-    blocks: tuple[int, int] | None,
-    seconds: Mapping[str, float],
 ) -> Choice:
     if device.type != "cuda":
         return Choice(
@@ -64,25 +65,15 @@ def _choose(
     )
     theirs = varlen_lacks(device, dtype, head_dim, capability)
     if ours:
-        return (
-            Choice("torch", f"our kernel takes no {ours}")
-            if theirs
-            else Choice("varlen", f"our kernel takes no {ours}")
-        )
+        return Choice("torch" if theirs else "varlen", f"our kernel takes no {ours}", ours=False)
     if theirs:
         return Choice("triton", f"torch's varlen attention {theirs}")
-    if {"varlen", "triton"} <= seconds.keys():
-        name = min(("varlen", "triton"), key=lambda n: seconds[n])
-        times = ", ".join(f"{n} {seconds[n] * 1e3:.3g} ms" for n in ("varlen", "triton"))
-        return Choice(name, f"measured: {times}")
     if torch.are_deterministic_algorithms_enabled():
         return Choice("triton", "deterministic algorithms are asked for, and it adds nothing atomically")
-    if blocks and blocks[0] > EMPTY * blocks[1]:
-        return Choice(
-            "triton", f"short documents: torch's varlen would launch {blocks[0]} blocks a head, {blocks[1]} with work"
-        )
     return Choice(
-        "varlen", "predicted, not measured: 7 matrix products a tile, forward and backward, to our kernel's 9"
+        "varlen",
+        "predicted, not measured: 7 matrix products a tile, forward and backward, to our kernel's 9; "
+        "triton for micro batches of short documents",
     )
 
 
@@ -109,18 +100,24 @@ def varlen_lacks(
     return None
 
 
-def slots_for(position_BT: Tensor) -> int:
-    """Power of two with room for a batch's documents: count it on the CPU, before the batch is sent to the GPU."""
-    assert position_BT.device.type == "cpu", "counting documents on a GPU would wait for it"
-    begins_BT = position_BT == 0
-    begins_BT[:, :1] = True
-    return max(SLOTS, 1 << (int(begins_BT.sum()) - 1).bit_length())
+def slots_for(documents: int) -> int:
+    """Power of two with room for a micro batch's documents."""
+    return max(SLOTS, 1 << (documents - 1).bit_length())
 
 
-def varlen_blocks(rows: int, length: int, slots: int) -> tuple[int, int]:
-    """(blocks of BLOCK queries that torch's kernel launches a head, at least so many of them with work)."""
+def varlen_blocks(rows: int, length: int, documents: int) -> tuple[int, int]:
+    """(blocks of BLOCK queries that torch's kernel launches a head, at least so many of them with work).
+
+    It launches as many for every slot as the longest document might need, and is told T for that.
+    """
     a_row = -(-length // BLOCK)
-    return slots * a_row, rows * a_row
+    return slots_for(documents) * a_row, max(rows * a_row, documents)
+
+
+def too_many(rows: int, length: int, documents: int) -> bool:
+    """Whether documents are so short that torch's kernel would mostly launch blocks without work."""
+    launched, working = varlen_blocks(rows, length, documents)
+    return launched > EMPTY * working
 
 
 def cumulative_lengths(position_BT: Tensor, slots: int) -> Tensor:

@@ -2,13 +2,14 @@
 
 Per iteration G = X X^T, B = b G + c G G, X = a X + B X. G and B are symmetric, so half their products are saved:
 m^2 M + m^3 + 2 m^2 M operations instead of 2 m^2 M + 2 m^3 + 2 m^2 M for m rows and M columns. The last product is torch's
-own, which no Triton kernel beats. Sums are fp32; a value is rounded once when stored, as in trainer.optim_muon.
+own, which no Triton kernel beats. Sums are fp32; a value is rounded once when stored, as in trainer.optim_muon. Half the
+operations are a gain only at more than half of torch's rate: `choose` says where to expect it, and none of it is measured.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -16,9 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gristmill.trainer import optim_muon
 from gristmill.trainer.kernels.config import MULTIPROCESSORS, Chip, chip
 
-EPS = 1e-7  # smallest norm divided by, as trainer.optim_muon.EPS
+EPS = optim_muon.EPS  # smallest norm divided by
 
 
 @triton.jit
@@ -147,6 +149,45 @@ def newton_schulz(matrix: Tensor, coefficients: tuple[float, float, float], step
         x = torch.baddbmm(x, symmetric_product(gram, gram, alpha=c, beta=b), x, beta=a)
     x = x.reshape(matrix.mT.shape if tall else matrix.shape)
     return x.mT if tall else x
+
+
+class Choice(NamedTuple):
+    """Whose products Newton-Schulz takes: "triton" (of half the operations) or "torch"."""
+
+    name: str
+    reason: str
+
+
+def choose(on: Chip, dtype: torch.dtype, rows: int, columns: int) -> Choice:
+    """Whose products a matrix gets on a chip: a function of its arguments, so that every layout and launch chooses alike."""
+    if on == "interpreter":
+        return Choice("triton", "the interpreter is there to run it")
+    if dtype == torch.float32:
+        return Choice(
+            "torch", "fp32 at full precision: half of the rate of torch's library is not to be expected of the kernel"
+        )
+    small, large = sorted((rows, columns))
+    side = triton.cdiv(small, FEW.tile)
+    tiles, places = side * (side + 1) // 2, MULTIPROCESSORS[on]
+    if tiles < places:
+        return Choice("torch", f"{tiles} tiles of {FEW.tile} would leave some of {places} multiprocessors idle")
+    share = (3 * large + small) / (4 * large + 2 * small)
+    return Choice("triton", f"predicted, not measured: {share:.0%} of the operations of torch's products")
+
+
+def by_shape(shapes: Iterable[tuple[int, ...]], dtype: torch.dtype) -> tuple[optim_muon.NewtonSchulz, list[str]]:
+    """trainer.optim_muon.newton_schulz with the products that `choose` gives each shape, and what it chose, for the log."""
+    on = chip()
+    choices = {shape: choose(on, dtype, *shape) for shape in sorted(set(shapes))}
+
+    def iterate(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, dtype: torch.dtype) -> Tensor:
+        ours = choices[tuple(matrix.shape)].name == "triton"
+        return (newton_schulz if ours else optim_muon.newton_schulz)(matrix, coefficients, steps, dtype)
+
+    notes = [
+        f"muon: products of {rows} x {columns} by {name}: {why}" for (rows, columns), (name, why) in choices.items()
+    ]
+    return iterate, notes
 
 
 def aot_cases() -> list[tuple[str, Callable[[], object]]]:

@@ -10,29 +10,46 @@ import torch
 from torch import Tensor
 
 from gristmill.core.errors import UsageError
-from gristmill.trainer.kernels.attention_choice import choose_attention
-from gristmill.trainer.ops import TORCH, Layout, Ops
+from gristmill.trainer.kernels import attention_choice
+from gristmill.trainer.ops import TORCH, Layout, Ops, count_documents
 from gristmill.trainer.parallel.tensor import TensorParallel
 
 
 class Prepared(NamedTuple):
-    """What the attention kernel shares over the layers of a micro batch."""
+    """What our attention kernel shares over the layers of a micro batch; torch's varlen attention: the starts alone."""
 
     position_BT: Tensor
     bounds: Any
 
 
 class TritonOps(Ops):
-    """`attention`: "triton", or "torch" where the kernel takes no such heads."""
+    """`attention` as in `attention_choice.Choice`; "varlen" leaves micro batches of short documents to our kernel, if `ours`
+    is true: if it takes such heads.
+    """
 
     name = "triton"
 
-    def __init__(self, attention: str = "triton") -> None:
-        self.attention = attention
+    def __init__(self, attention: str = "triton", ours: bool = True) -> None:
+        self.attention, self.ours = attention, ours
 
-    def layout(self, position_BT: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, pieces: bool, dtype: torch.dtype) -> Layout:
+    def layout(
+        self,
+        position_BT: Tensor,
+        cos_BTD: Tensor,
+        sin_BTD: Tensor,
+        pieces: bool,
+        dtype: torch.dtype,
+        documents: int | None = None,
+    ) -> Layout:
         if self.attention == "torch":
-            return super().layout(position_BT, cos_BTD, sin_BTD, pieces, dtype)
+            return super().layout(position_BT, cos_BTD, sin_BTD, pieces, dtype, documents)
+        if self.attention == "varlen":
+            if documents is None:  # evaluations: they read the losses back at once anyway
+                documents = count_documents(position_BT)
+            rows, length = position_BT.shape
+            if not (self.ours and attention_choice.too_many(rows, length, documents)):
+                starts = attention_choice.cumulative_lengths(position_BT, attention_choice.slots_for(documents))
+                return Layout(len(position_BT), cos_BTD, sin_BTD, None, None, starts)
         from gristmill.trainer.kernels import attention
 
         prepared = Prepared(position_BT, attention.document_bounds(position_BT))
@@ -67,6 +84,8 @@ class TritonOps(Ops):
     def attend(self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, layout: Layout) -> Tensor:
         if self.attention == "torch":
             return super().attend(q_BTHD, k_BTGD, v_BTGD, layout)
+        if isinstance(layout.kernel, Tensor):
+            return attention_choice.torch_varlen(q_BTHD, k_BTGD, v_BTGD, layout.kernel)
         from gristmill.trainer.kernels import attention
 
         given: Prepared = layout.kernel
@@ -116,10 +135,9 @@ def choose(kernels: str, device: torch.device, dtype: torch.dtype, head_dim: int
     if kernels == "auto":
         if device.type != "cuda" or not there:
             return TORCH, "kernels: torch (auto: " + ("no triton)" if device.type == "cuda" else f"a {device.type})")
-        name, reason = choose_attention(device, dtype, head_dim)
-        if name == "varlen":  # its shapes need the count of documents on the host
-            name, reason = "triton", f"torch's varlen attention is not wired; it would be taken: {reason}"
-        return TritonOps(name), f"kernels: triton (auto: a GPU), attention {name}: {reason}"
+        chosen = attention_choice.choose_attention(device, dtype, head_dim)
+        why = f"kernels: triton (auto: a GPU), attention {chosen.name}: {chosen.reason}"
+        return TritonOps(chosen.name, chosen.ours), why
     if not there:
         raise UsageError("kernels: triton, but triton is not installed", hint="pip install 'gristmill[train]'")
     if device.type != "cuda" and not interpreted:
