@@ -2,9 +2,10 @@
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+PARITY ?= .venv-parity
 RUNS   ?= runs
 
-.PHONY: setup demo test test-slow test-kernels check clean
+.PHONY: setup demo parity test test-slow test-kernels test-parity check clean
 
 setup: $(VENV)/.gristmill
 
@@ -16,6 +17,15 @@ $(VENV)/.gristmill: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m gristmill.curate.language --install
 	@touch $@
+
+# The peer that `tests/parity` and the benchmarks compare with, in an environment of its own (550 MB, 2 minutes).
+parity: $(PARITY)/.gristmill
+
+$(PARITY)/.gristmill: tests/parity/requirements.txt tests/parity/peer_setup.py | setup
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install -q --disable-pip-version-check -r tests/parity/requirements.txt
+	$(PARITY)/bin/python tests/parity/peer_setup.py "$$($(BIN)/python -m gristmill.curate.language)" > $@.tmp
+	@mv $@.tmp $@ && cat $@
 
 demo: setup
 	$(BIN)/gristmill sample $(RUNS)/sample
@@ -33,6 +43,9 @@ test-slow: setup
 test-kernels: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/kernels
 	$(BIN)/python -m gristmill.trainer.kernels.aot --target sm90 --check
+
+test-parity: parity
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/parity
 
 check: setup
 	$(BIN)/ruff check .

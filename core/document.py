@@ -31,11 +31,13 @@ PAGE_SCHEMA = pa.schema(
 CURATED_SCHEMA = pa.schema(
     [
         *PAGE_SCHEMA,
-        ("text_version", pa.string()),  # "raw", or "c4" where the C4 rules rewrote the text
+        ("text_version", pa.string()),  # "raw", or "c4" or "refinedweb" where those rules rewrote the text
         ("quality", pa.float32()),  # null when no quality model ran
         ("dup_cluster", pa.string()),  # id of the near-duplicate cluster's keeper; the document's own id when alone
         ("dup_cluster_size", pa.int32()),  # members of that cluster, exact copies included
         ("dup_exact_copies", pa.int32()),  # byte-equal copies of the (normalised) text, this one included
+        ("pii_emails", pa.int32()),  # addresses replaced in the text; null where none were looked for
+        ("pii_ips", pa.int32()),
     ]
 )
 """One row per kept document: the outputs of `curate`."""

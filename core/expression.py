@@ -1,6 +1,6 @@
 """Filter expressions over columns, `language == 'en' and quality >= 0.5`, compiled to an Arrow mask without eval.
 
-Grammar, a subset of Python's: column names, strings, numbers, True and False (also `true`, `false`); `== != < <= > >=`,
+Grammar, a subset of Python's: column names (also with dots, `raw.words`), strings, numbers, True and False (also `true`, `false`); `== != < <= > >=`,
 chained too; `in` and `not in` with a list of constants; `'part' in url` for a substring; `is None` and `is not None`;
 `and`, `or`, `not`, parentheses, unary minus. Anything else is an error that names its column in the expression.
 A comparison with a null is false (so `not (quality < 0.5)` holds where quality is null).
@@ -9,6 +9,7 @@ A comparison with a null is false (so `not (quality < 0.5)` holds where quality 
 from __future__ import annotations
 
 import ast
+import difflib
 import math
 import warnings
 from collections.abc import Callable
@@ -62,6 +63,8 @@ class Expression:
     text: str
     columns: tuple[str, ...]
     _mask: Mask = field(repr=False, compare=False)
+    simple: tuple[str, str, float] | None = None
+    """(column, operator, number) where the whole filter is one comparison of a number column with a number."""
 
     def mask(self, table: pa.Table) -> pa.Array:
         """(rows,) bool array without nulls: which rows the filter keeps. The table needs `columns`."""
@@ -88,7 +91,7 @@ def compile_expression(text: str, schema: pa.Schema) -> Expression:
         raise ExpressionError(f"bad syntax: {error or 'too deeply nested'}", lead + 1) from None
     compiler = _Compiler(schema, body, lead)
     mask = compiler.mask(tree.body, 1)
-    return Expression(text, tuple(sorted(compiler.used)), mask)
+    return Expression(text, tuple(sorted(compiler.used)), mask, compiler.simple(tree.body))
 
 
 class _Compiler:
@@ -98,6 +101,7 @@ class _Compiler:
         self.schema = schema
         self.bytes = body.encode()
         self.lead = lead
+        self.dotted = any("." in name for name in schema.names)
         self.used: set[str] = set()
 
     def fail(self, node: ast.AST, message: str, hint: str | None = None) -> ExpressionError:
@@ -118,7 +122,7 @@ class _Compiler:
             return _fold(
                 pc.and_, [self.compare(a, op, b) for a, op, b in zip(sides, node.ops, sides[1:], strict=False)]
             )
-        if isinstance(node, ast.Name) and node.id not in ("true", "false"):
+        if self.is_column(node):
             name, kind = self.column(node)
             if kind != "bool":
                 raise self.fail(node, f"`{name}` is a {kind} column, not a condition", f"compare it: {name} == …")
@@ -139,12 +143,12 @@ class _Compiler:
         if isinstance(op, (ast.In, ast.NotIn)):
             return self.member(left, right, isinstance(op, ast.NotIn))
         function, swapped = _COMPARE[type(op)]
-        if not _is_column(left):
-            if not _is_column(right):
+        if not self.is_column(left):
+            if not self.is_column(right):
                 raise self.fail(left, f"a comparison needs a column; this is {_what(left)}", self.names())
             left, right, function = right, left, swapped
         name, kind = self.column(left)
-        if _is_column(right):
+        if self.is_column(right):
             other, other_kind = self.column(right)
             if other_kind != kind:
                 raise self.fail(right, f"`{name}` is a {kind} column and `{other}` a {other_kind} column")
@@ -153,7 +157,7 @@ class _Compiler:
         return lambda table: _known(function, table[name], scalar)
 
     def member(self, left: ast.expr, right: ast.expr, negate: bool) -> Mask:
-        if _is_column(right):  # 'part' in url
+        if self.is_column(right):  # 'part' in url
             name, kind = self.column(right)
             part = self.constant(left)
             if kind != "string" or not isinstance(part, str):
@@ -176,11 +180,11 @@ class _Compiler:
         return lambda table: pc.and_(pc.is_valid(table[name]), pc.fill_null(found(table), False))
 
     def column(self, node: ast.expr) -> tuple[str, Kind]:
-        if not _is_column(node):
+        if not self.is_column(node):
             raise self.fail(node, f"{_what(node)} stands where a column must", self.names())
-        name = node.id  # type: ignore[attr-defined]
+        name = self.name(node)
         if name not in self.schema.names:
-            raise self.fail(node, f"unknown column `{name}`", self.names())
+            raise self.fail(node, f"unknown column `{name}`", self.names(name))
         kind = _kind(self.schema.field(name).type)
         if kind is None:
             raise self.fail(node, f"`{name}` holds {self.schema.field(name).type}, which cannot be compared")
@@ -223,12 +227,45 @@ class _Compiler:
         hint = "compare with `is None`" if isinstance(node, ast.Constant) and node.value is None else None
         raise self.fail(node, f"{_what(node)} is not a constant", hint or "constants are 'text', 1, 0.5, True, False")
 
-    def names(self) -> str:
-        return f"columns: {', '.join(n for n in self.schema.names if _kind(self.schema.field(n).type))}"
+    def name(self, node: ast.expr) -> str:
+        """`language`, or `raw.words` where columns have dots, as written; "" for anything else. Nothing is looked up."""
+        parts: list[str] = []
+        while self.dotted and isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+            node = node.value
+        return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+
+    def is_column(self, node: ast.expr) -> bool:
+        return self.name(node) not in ("", "true", "false")
+
+    def simple(self, node: ast.expr) -> tuple[str, str, float] | None:
+        """See `Expression.simple`; the tree has been checked."""
+        if not isinstance(node, ast.Compare) or len(node.ops) != 1 or type(node.ops[0]) not in _SIGNS:
+            return None
+        left, right = node.left, node.comparators[0]
+        sign = _SIGNS[type(node.ops[0])]
+        if not self.is_column(left):
+            left, right, sign = right, left, _MIRRORED.get(sign, sign)
+        name = self.name(left)
+        if self.is_column(right) or _kind(self.schema.field(name).type) != "number":
+            return None
+        return name, sign, float(self.constant(right))
+
+    def names(self, like: str = "") -> str:
+        known = [n for n in self.schema.names if _kind(self.schema.field(n).type)]
+        close = difflib.get_close_matches(like, known, 1, 0.7) if like else []
+        return f"did you mean `{close[0]}`?" if close else f"columns: {', '.join(known)}"
 
 
-def _is_column(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name) and node.id not in ("true", "false")
+_SIGNS: dict[type[ast.cmpop], str] = {
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+}
+_MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
 def _fold(combine: Callable[[Any, Any], Any], masks: list[Mask]) -> Mask:

@@ -1,24 +1,21 @@
-"""Turns one page's bytes into its main text: decode, bound, extract with trafilatura, normalise.
+"""Turns one page's bytes into its main text: decode, bound, extract with the recipe's engine, normalise.
 
-The text is a function of (bytes, content type, settings) alone: without links the page's URL has no part in it.
-trafilatura 2.3's own caches either hold pure functions of one string (`trim`, `line_processing`) or are reached only
-with deduplication (`LRU_TEST`) or metadata (htmldate's), which are off; there is no clock and no wall-time limit. The
-tests permute pages, processes and hash seeds.
+The text is a function of (bytes, content type, settings) alone: the page's URL has no part in it, nor the pages before.
+The tests permute pages, processes and hash seeds for every engine.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from gristmill.curate.engines import RefusedPage, load_engine
 from gristmill.curate.normalise import normalise
 from gristmill.curate.schema import Extract
 
-RECURSION_LIMIT = 10_000
-"""libxml2 cuts trees at 256 levels and trafilatura recurses a few Python frames a level: at the default limit of 1,000
-the depth of the caller could decide a text. Here it cannot."""
+if TYPE_CHECKING:
+    from gristmill.curate.gate import LanguageGate
 
 
 @dataclass(frozen=True)
@@ -31,15 +28,19 @@ class PageText:
     value: float | None = None
     threshold: float | None = None
     notes: Mapping[str, int] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Columns of core.document that the page's head fills (curate.page_head), without those it leaves open."""
 
 
-def page_text(body: bytes, content_type: str, settings: Extract) -> PageText:
+def page_text(body: bytes, content_type: str, settings: Extract, gate: LanguageGate | None = None) -> PageText:
     """The main text of an HTML payload (content decoded: no gzip, no chunks), or the reason to drop the page.
 
-    Reasons: `extract.too_large` (bytes), `extract.too_many_nodes` (`<` characters), `extract.error` (trafilatura
-    raised), `extract.no_text` (characters). Raises MemoryError only.
+    Reasons: `extract.too_large` (bytes), `extract.too_many_nodes` (`<` characters), with a gate `language.gate` (the
+    probability of the wanted languages; noted as `language.gate.LABEL` by the likeliest one), `extract.error` (the engine raised),
+    those that an engine refuses a page with (`extract.too_deep`), `extract.no_text` (characters). Raises MemoryError only.
     """
     from gristmill.curate.charset import decode_html
+    from gristmill.curate.page_head import page_facts
 
     if len(body) > settings.max_html_bytes:
         return _drop("extract.too_large", len(body), settings.max_html_bytes)
@@ -49,48 +50,28 @@ def page_text(body: bytes, content_type: str, settings: Extract) -> PageText:
         nodes = html.count("<")
         if nodes > settings.max_nodes:
             return _drop("extract.too_many_nodes", nodes, settings.max_nodes, charset)
+        if gate is not None and (refused := gate.refuses(html)) is not None:
+            label, wanted = refused
+            notes = {f"language.gate.{label}": 1}
+            return PageText("", charset, "language.gate", wanted, gate.settings.max_wanted, notes)
         found = extract_text(html, settings)
     except MemoryError:
         raise
-    except Exception:  # any fault inside a codec, lxml or trafilatura is this page's own
+    except RefusedPage as refused:
+        return PageText(charset=charset, reason=refused.reason, value=refused.value, threshold=refused.threshold)
+    except Exception:  # any fault inside a codec, a parser or an engine is this page's own
         return PageText(charset=charset, reason="extract.error")
     text, notes = normalise(found or "")
     if len(text) < max(1, settings.min_chars):
         return _drop("extract.no_text", len(text), max(1, settings.min_chars), charset)
-    return PageText(text, charset, notes=notes)
+    return PageText(text, charset, notes=notes, facts=page_facts(html).as_dict() if settings.metadata else {})
 
 
 def extract_text(html: str, settings: Extract) -> str | None:
-    """trafilatura's main text of a decoded page, or None when it finds none. Raises what trafilatura raises.
-
-    `fast` mode, without links, images, metadata or duplicate removal: F1 .962 on article-extraction-benchmark (balanced) at 26 ms a page.
-    """
-    from trafilatura import extract
-
-    _quiet()
-    if sys.getrecursionlimit() < RECURSION_LIMIT:
-        sys.setrecursionlimit(RECURSION_LIMIT)
-    return extract(
-        html,
-        fast=True,
-        favor_precision=settings.favor == "precision",
-        favor_recall=settings.favor == "recall",
-        include_comments=settings.comments,
-        include_tables=settings.tables,
-        include_formatting=False,
-        include_links=False,
-        include_images=False,
-        deduplicate=False,
-        with_metadata=False,
-        output_format="txt",
-    )
+    """The engine's main text of a decoded page, or None when it finds none. Raises what the engine raises."""
+    extract = load_engine(settings.engine, settings.mode)
+    return extract(html, tables=settings.tables, comments=settings.comments, favor=settings.favor)
 
 
 def _drop(reason: str, value: int, threshold: int, charset: str = "") -> PageText:
     return PageText(charset=charset, reason=reason, value=float(value), threshold=float(threshold))
-
-
-def _quiet() -> None:
-    """trafilatura logs every page without text as a warning: that is a counted drop here."""
-    for name in ("trafilatura", "courlan", "htmldate"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)

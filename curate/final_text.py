@@ -24,8 +24,26 @@ KEPT_FILES = {
 }
 """The stages and files that together say what is kept and what its text is. Equal row order in all three."""
 
+STEPS = "curate.steps"
+"""The stage that stands for `curate.pages` to all stages after it, where the recipe has steps (their config says so)."""
+
+REWRITTEN = {"c4": "c4.text", "refinedweb": "refinedweb.text"}
+"""Text versions of `curate.decide` -> the measured column that holds them."""
+
 CLUSTERS = "curate.clusters"
 BATCH_ROWS = 256  # mean 5 kB of text a page: about 1.3 MB a batch
+
+
+def kept_files(config: Mapping[str, Any]) -> dict[str, str]:
+    """KEPT_FILES of a recipe: pages come from `curate.steps` where a stage's config says `"steps": true`."""
+    if not config.get("steps"):
+        return dict(KEPT_FILES)
+    return {STEPS if name == "curate.pages" else name: file for name, file in KEPT_FILES.items()}
+
+
+def pages_shard(task: Task) -> Shard:
+    """The pages that a task reads: those that the steps left, where there are steps."""
+    return task.shard(STEPS if STEPS in task.inputs else "curate.pages", "pages.parquet")
 
 
 def cluster_file(key: str) -> str:
@@ -96,19 +114,19 @@ class RowReader:
 
 
 def same_ids(shard: Shard, ours: pa.ChunkedArray, theirs: pa.ChunkedArray) -> None:
-    """Raises FormatError unless two id columns of equal length are equal."""
-    if not pc.all(pc.equal(ours, theirs), min_count=0).as_py():
+    """Raises FormatError unless two id columns are equal."""
+    if len(ours) != len(theirs) or not pc.all(pc.equal(ours, theirs), min_count=0).as_py():
         raise FormatError(f"{shard.path} is not in the row order of its pages", hint="delete it and run again")
 
 
 def kept_documents(task: Task, columns: Sequence[str] = ("id",), rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
     """Tables of at most `rows` kept documents: page columns `columns`, final `text` and `text_version`, in row order.
 
-    The final text is the page's own, or the C4-rewritten one where the verdict says "c4". Tables are never empty.
+    The final text is the page's own, or the one that the verdict's `text_version` names. Tables are never empty.
     """
     names = list(dict.fromkeys(["id", *columns, "text"]))
-    pages = read_batches(task.shard("curate.pages", KEPT_FILES["curate.pages"]), names, rows)
-    measures = RowReader(task.shard("curate.measure", KEPT_FILES["curate.measure"]), ["id", "c4.text"], rows)
+    pages = read_batches(pages_shard(task), names, rows)
+    measures = RowReader(task.shard("curate.measure", KEPT_FILES["curate.measure"]), ["id", *REWRITTEN.values()], rows)
     verdicts = RowReader(
         task.shard("curate.decide", KEPT_FILES["curate.decide"]), ["id", "reason", "text_version"], rows
     )
@@ -123,10 +141,11 @@ def kept_documents(task: Task, columns: Sequence[str] = ("id",), rows: int = BAT
         page, version = page.filter(kept), verdict["text_version"].filter(kept)
         if not page.num_rows:
             continue
-        rewritten = measure["c4.text"].filter(kept).cast(pa.string())
-        text = pc.if_else(pc.equal(version, "c4"), rewritten, page["text"].cast(pa.string()))
+        text = page["text"].cast(pa.string())
+        for name, column in REWRITTEN.items():
+            text = pc.if_else(pc.equal(version, name), measure[column].filter(kept).cast(pa.string()), text)
         if text.null_count:
-            raise FormatError(f"{measures.shard.path}: a document judged by its C4 text has none")
+            raise FormatError(f"{measures.shard.path}: a document judged by its rewritten text has none")
         page = page.set_column(page.schema.get_field_index("text"), "text", text)
         yield page.append_column("text_version", version.cast(pa.string()))
     measures.finish()

@@ -84,7 +84,7 @@ def split_head(block: bytes, max_head: int) -> tuple[int | None, Headers, bytes]
         if 100 <= status < 200 and STATUS_LINE.match(body):
             rest = body
             continue
-        return status, parse_fields(head.split(b"\n")[1:]), body
+        return status, parse_fields(head.partition(b"\n")[2]), body
 
 
 CHUNK_SIZE = re.compile(rb"[ \t]*([0-9a-fA-F]{1,12})[ \t]*(?:;[^\r\n]{0,1024})?\r?\n")

@@ -123,6 +123,83 @@ def _sentences(breaks0: Any, breaks1: Any, state0: Any, state1: Any, ends: Any) 
     return total
 
 
+def _copies(hashes: Any, lengths: Any, step: Any, top_last: int, dup_first: int, dup_last: int) -> Any:
+    n_words = hashes.shape[0]
+    n_top = top_last - 1
+    out = np.zeros(n_top + dup_last - dup_first + 1, np.int64)
+    out[:n_top] = -1
+    if n_words == 0:
+        return out
+    bits = 4
+    while (1 << bits) < 2 * n_words:
+        bits += 1
+    shift = np.uint64(64 - bits)
+    mask = (1 << bits) - 1
+    slots = np.zeros(1 << bits, np.int32)  # position + 1 of the first n-gram with this hash; open addressing
+    first = np.empty(n_words, np.int32)
+    count = np.zeros(n_words, np.int32)
+    grams = np.empty(n_words, np.uint64)
+    words = np.empty(n_words, np.uint64)
+    for i in range(n_words):
+        words[i] = _add(_mul(hashes[i], step), np.uint64(lengths[i]))
+        grams[i] = words[i]
+    for n in range(2, dup_last + 1):
+        last = n_words - n + 1
+        if last <= 0:
+            break
+        for i in range(last):
+            grams[i] = _add(_mul(grams[i], step), words[i + n - 1])
+        if top_last < n < dup_first:
+            continue
+        slots[:] = 0
+        best = 0
+        for i in range(last):
+            g = grams[i]
+            p = np.int64((g * _SPREAD) >> shift)
+            while slots[p] != 0 and grams[slots[p] - 1] != g:
+                p = (p + 1) & mask
+            if slots[p] == 0:
+                slots[p] = i + 1
+                count[i] = 0
+            at = slots[p] - 1
+            first[i] = at
+            count[at] += 1
+            best = max(best, count[at])
+        if n <= top_last:
+            out[n - 2] = 0
+            if best > 1:
+                chars = 0
+                longest = 0
+                for i in range(n):
+                    chars += lengths[i]
+                for i in range(last):
+                    if count[first[i]] == best:
+                        longest = max(longest, chars)
+                    if i + n < n_words:
+                        chars += lengths[i + n] - lengths[i]
+                out[n - 2] = longest * best
+        elif best > 1:
+            total = 0
+            covered = 0  # words before this one are counted
+            for i in range(last):
+                if count[first[i]] > 1:
+                    for j in range(max(i, covered), i + n):
+                        total += lengths[j]
+                    covered = i + n
+            out[n_top + n - dup_first] = total
+    return out
+
+
+def compiled_copies() -> Callable[..., Any]:
+    """`_copies`, compiled now; apart from the others, which every recipe with rules needs."""
+    signature = "int64[::1](uint64[::1], int64[::1], uint64, int64, int64, int64)"
+    try:
+        loop: Callable[..., Any] = numba.njit(signature, cache=True, nogil=True)(_copies)
+    except (OSError, RuntimeError):
+        loop = numba.njit(signature, nogil=True)(_copies)
+    return loop
+
+
 def compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`_ngrams` and `_sentences`, compiled now; without a disk cache where numba finds no folder to write to."""
     u64, i64, i32, u8 = "uint64[::1]", "int64[::1]", "int32[::1]", "uint8[::1]"

@@ -1,14 +1,16 @@
 """The stage `curate.measure`: every number that a rule compares, measured once and stored as columns.
 
-`raw.*` columns measure the extracted text, `c4.*` the text that C4's line rules leave (English only), which is stored
-as `c4.text`. A null says that the metric has no meaning there: no table or no segmenter for the language, or too few
-words. Thresholds are no part of this stage's config, so changing one measures nothing again.
+`raw.*` columns measure the extracted text, `c4.*` and `refinedweb.*` the text that the line rules of those sets leave
+(English only), which is stored as `c4.text` and `refinedweb.text`. A null says that the metric has no meaning there (no
+table or no segmenter for the language, too few words) or that no rule set of the recipe needs its family.
+Thresholds are no part of this stage's config, so changing one measures nothing again.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -16,129 +18,195 @@ import pyarrow as pa
 
 from gristmill.core.docshards import TableWriter, read_batches
 from gristmill.core.stage import Counters, Outbox, Stage, Task
-from gristmill.curate.metrics import LayoutMetrics, LineMetrics, WordMetrics, layout_metrics, line_metrics, word_metrics
+from gristmill.curate.columns import COLUMNS, Family
+from gristmill.curate.columns import METRIC_SCHEMA as METRIC_SCHEMA
+from gristmill.curate.final_text import STEPS, pages_shard
+from gristmill.curate.labels import rules_language
+from gristmill.curate.metrics import (
+    GOPHER_STOP_WORDS,
+    StopWords,
+    layout_metrics,
+    line_metrics,
+    stop_hashes,
+    word_metrics,
+)
 from gristmill.curate.metrics_c4 import rewrite
-from gristmill.curate.schema import C4Rewrite
+from gristmill.curate.schema import C4Rewrite, RefinedWebRewrite
 from gristmill.curate.words import LEXICONS
 
 TABLE_LANGUAGES = frozenset({"en"})
 """Languages that the published tables (stop words, C4's phrases and sentence rule) are written for."""
-
-_COUNTS = {"words", "nonsymbol_words", "stop_words", "nonblank_lines"}
-
-
-def _fields(prefix: str, names: Sequence[str]) -> list[tuple[str, pa.DataType]]:
-    return [(f"{prefix}.{name}", pa.int64() if name in _COUNTS else pa.float64()) for name in names]
-
-
-METRIC_SCHEMA = pa.schema(
-    [
-        ("raw.chars", pa.int64()),
-        *_fields("raw", LineMetrics._fields),
-        *_fields("raw", WordMetrics._fields),
-        *_fields("raw", LayoutMetrics._fields),
-        ("c4.chars", pa.int64()),
-        ("c4.words", pa.int64()),
-        *_fields("c4", LayoutMetrics._fields),
-        ("c4.sentences", pa.int64()),
-        ("c4.lorem_ipsum_line", pa.int64()),  # first non-blank line with it, from 1; null when none
-        ("c4.curly_bracket_line", pa.int64()),
-        ("c4.text", pa.string()),
-    ]
-)
-"""What `measure_batch` returns, one row per text."""
 
 MEASURE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("language", pa.string()),
         ("language_score", pa.float32()),
-        ("text_version_available", pa.string()),  # "c4" where c4.text is there, else "raw"
+        ("text_version_available", pa.string()),  # "c4" or "refinedweb" where that text is there, else "raw"
         *METRIC_SCHEMA,
     ]
 )
 """One row per page, in the order of `curate.pages`."""
 
-_NO_WORDS = (None,) * len(WordMetrics._fields)
-_NO_C4 = (None,) * (2 + len(LayoutMetrics._fields) + 4)
-_GROUP_ROWS, _GROUP_CHARS = 4096, 32_000_000  # rows and c4.text characters of one Parquet row group
+_GROUP_ROWS, _GROUP_CHARS = 4096, 32_000_000  # rows and rewritten characters of one Parquet row group
+_REWRITES = {"c4": "c4.text", "refinedweb": "refinedweb.text"}
+_SEGMENTED = ("words", "ngrams", "layout", "c4")
+_AT = {name: i for i, name in enumerate(METRIC_SCHEMA.names)}
+_LINES, _WORDS, _LAYOUT = _AT["raw.dup_paragraphs"], _AT["raw.words"], _AT["raw.nonblank_lines"]
+_C4, _DCLM, _REFINEDWEB = _AT["c4.chars"], _AT["raw.dclm_words"], _AT["refinedweb.chars"]
+"""Where a family's values begin in a row; they stand together, in the order in which they are measured."""
 
 
-def measure_text(text: str, language: str | None, c4: C4Rewrite | None, short_line_chars: int) -> tuple[Any, ...]:
+@dataclass(frozen=True)
+class Plan:
+    """What is measured beside `raw.chars`. Columns of other families stay null."""
+
+    families: frozenset[Family] = frozenset({"lines", "words", "ngrams", "layout", "c4"})
+    c4: C4Rewrite | None = None
+    refinedweb: RefinedWebRewrite = field(default_factory=RefinedWebRewrite)
+    short_line_chars: int = 30
+    """FineWeb's length of a short line in characters."""
+    stop_words: Mapping[str, StopWords] = field(default_factory=dict)
+    """fastText label -> the stop words that replace Gopher's eight there."""
+    languages: frozenset[str] | None = None
+    """Only texts in these are measured beyond `raw.chars`: others are dropped whatever they measure, and a tokenizer
+    for each of 40 stray languages takes 0.1 to 5 s to load. None: all."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Plan:
+        """From the stage's config."""
+        c4, refined = config.get("c4"), config.get("refinedweb")
+        families = config.get("families")
+        return cls(
+            cls.families if families is None else frozenset(families),
+            None if c4 is None else C4Rewrite.model_validate(c4),
+            RefinedWebRewrite.model_validate(refined or {}),
+            int(config["short_line_chars"]),
+            {label: stop_hashes(words) for label, words in (config.get("stop_words") or {}).items()},
+            None if config.get("languages") is None else frozenset(config["languages"]),
+        )
+
+
+def measure_text(text: str, language: str | None, plan: Plan) -> list[Any]:
     """One row of METRIC_SCHEMA."""
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode()  # lone surrogates become "?"; Parquet cannot hold them
-    lexicon = LEXICONS.get(language)
+    on = plan.families
+    row: list[Any] = [None] * len(METRIC_SCHEMA)
+    row[0] = len(text)
+    if plan.languages is not None and language not in plan.languages:
+        return row
+
+    def put(at: int, values: Sequence[Any]) -> None:
+        row[at : at + len(values)] = values
+
+    known = rules_language(language)
+    tables = known in TABLE_LANGUAGES
     lines = text.splitlines()
-    by_line = line_metrics(text, lines)
-    by_word: tuple[Any, ...] = _NO_WORDS
-    by_c4: tuple[Any, ...] = _NO_C4
+    if "lines" in on:
+        put(_LINES, line_metrics(text, lines))
     n_words = None
+    lexicon = None if on.isdisjoint(_SEGMENTED) else LEXICONS.get(language)
     if lexicon is not None:
-        tables = language in TABLE_LANGUAGES
+        c4 = plan.c4 if "c4" in on and tables else None
         blank = c4 is not None and c4.min_words_per_line < 1  # then C4 keeps blank lines
         stripped = [bare for line in lines if (bare := line.strip()) or blank]
         segmented = lexicon.lines(stripped)
-        words = lexicon.gather(segmented.rows)
-        n_words = len(words)
-        by_word = word_metrics(text, words, stop_words=tables)
-        if c4 is not None and tables:
+        if "words" in on or "ngrams" in on:
+            words = lexicon.gather(segmented.rows)
+            n_words = len(words)
+            stops = plan.stop_words.get(
+                language or "", plan.stop_words.get(known, GOPHER_STOP_WORDS if tables else None)
+            )
+            put(_WORDS, word_metrics(text, words, stop_words=stops, ngrams="ngrams" in on))
+        else:
+            n_words = lexicon.word_count(segmented.rows)
+        if c4 is not None:
             left = rewrite(stripped, segmented, lexicon, c4)
-            layout = layout_metrics(left.text, left.words, short_line_chars)
+            layout = layout_metrics(left.text, left.words, plan.short_line_chars)
             marks = (left.sentences, left.lorem_ipsum_line, left.curly_bracket_line, left.text)
-            by_c4 = (len(left.text), left.words, *layout, *marks)
-    return (len(text), *by_line, *by_word, *layout_metrics(text, n_words, short_line_chars), *by_c4)
+            put(_C4, (len(left.text), left.words, *layout, *marks))
+    if "layout" in on:
+        put(_LAYOUT, layout_metrics(text, n_words, plan.short_line_chars))
+    if "dclm" in on or "refinedweb" in on:
+        from gristmill.curate import metrics_dclm as dclm
+        from gristmill.curate import metrics_refinedweb as refinedweb
+
+        classes = dclm.char_classes(text)
+        if "dclm" in on:
+            put(_DCLM, dclm.dclm_metrics(text, classes, stop_words=tables))
+        if "refinedweb" in on and tables:
+            put(_REFINEDWEB, refinedweb.refine(text, classes, plan.refinedweb))
+    return row
 
 
 def measure_batch(
-    texts: Sequence[str | None], languages: Sequence[str | None], c4: C4Rewrite | None, short_line_chars: int
+    texts: Sequence[str | None],
+    languages: Sequence[str | None],
+    c4: C4Rewrite | None,
+    short_line_chars: int,
+    plan: Plan | None = None,
 ) -> pa.Table:
     """Measure texts, each in its fastText language. Returns METRIC_SCHEMA, same rows, same order.
 
-    `c4` None leaves all `c4.*` columns null. `short_line_chars` is FineWeb's length of a short line in characters.
+    Without a `plan` all metrics of datatrove's sets are measured; `c4` None leaves all `c4.*` columns null;
+    `short_line_chars` is FineWeb's length of a short line in characters. A plan replaces both.
     """
-    rows = [measure_text(t or "", lang, c4, short_line_chars) for t, lang in zip(texts, languages, strict=True)]
+    plan = plan or Plan(c4=c4, short_line_chars=short_line_chars)
+    rows = [measure_text(t or "", lang, plan) for t, lang in zip(texts, languages, strict=True)]
     columns = zip(*rows, strict=True) if rows else ([] for _ in METRIC_SCHEMA)
-    arrays = [pa.array(values, f.type) for values, f in zip(columns, METRIC_SCHEMA, strict=True)]
+    families = {"size", *plan.families} | ({"words"} if "ngrams" in plan.families else set())
+    arrays = [
+        pa.array(values, column.type) if column.family in families else pa.nulls(len(rows), column.type)
+        for values, column in zip(columns, COLUMNS, strict=True)
+    ]
     return pa.Table.from_arrays(arrays, schema=METRIC_SCHEMA)
 
 
 class Measure(Stage):
-    """Measures each page. Config: `c4`, the C4Rewrite settings or None; `short_line_chars`, an int."""
+    """Measures each page. Config: `families`, a list of those of `curate.columns` (default: all of datatrove's sets);
+    `c4` and `refinedweb`, their line rules or None; `short_line_chars`, an int; `stop_words`, lists by language;
+    `languages`, the only ones that are measured (default: all)."""
 
     name = "curate.measure"
-    version = 1
-    upstream = ("curate.pages",)
+    version = 2
+    upstream: tuple[str, ...] = ("curate.pages",)
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        if self.config.get("steps"):
+            self.upstream = (STEPS,)
 
     def uses(self) -> Mapping[str, str]:
         return {
             "spacy": version("spacy"),
             "datatrove": version("datatrove"),  # its punctuation tables
+            "regex": version("regex"),  # its word boundaries
             "unicode": unicodedata.unidata_version,
         }
 
     def run(self, task: Task, out: Outbox) -> Counters:
-        c4 = None if self.config["c4"] is None else C4Rewrite.model_validate(self.config["c4"])
-        short = int(self.config["short_line_chars"])
+        plan = Plan.of(self.config)
         counters = Counters()
-        pages = read_batches(
-            task.shard("curate.pages", "pages.parquet"), ["id", "text", "language", "language_score"], rows=256
-        )
+        pages = read_batches(pages_shard(task), ["id", "text", "language", "language_score"], rows=256)
         with TableWriter(out.path("measures.parquet"), MEASURE_SCHEMA) as writer:
-            for group in _groups(_measure(batch, c4, short) for batch in pages):
+            for group in _groups(_measure(batch, plan) for batch in pages):
                 writer.write(group)
                 counters.rows_in += group.num_rows
         counters.rows_out = counters.rows_in
         return counters
 
 
-def _measure(batch: pa.RecordBatch, c4: C4Rewrite | None, short_line_chars: int) -> Iterator[pa.Table]:
+def _measure(batch: pa.RecordBatch, plan: Plan) -> Iterator[pa.Table]:
     """Slices of at most 32 rows, so that a batch of huge texts is not held twice."""
     for at in range(0, batch.num_rows, 32):
         part = batch.slice(at, 32)
         languages = part.column("language").to_pylist()
-        table = measure_batch(part.column("text").to_pylist(), languages, c4, short_line_chars)
-        available = ["raw" if null else "c4" for null in table.column("c4.text").is_null().to_pylist()]
+        table = measure_batch(part.column("text").to_pylist(), languages, None, plan.short_line_chars, plan)
+        available = ["raw"] * table.num_rows
+        for name, text in _REWRITES.items():
+            there = table.column(text).is_valid().to_pylist()
+            available = [name if new else old for new, old in zip(there, available, strict=True)]
         head = [part.column("id"), part.column("language"), part.column("language_score"), pa.array(available)]
         arrays = [*head, *(column.combine_chunks() for column in table.columns)]
         yield pa.Table.from_arrays(arrays, names=MEASURE_SCHEMA.names)
@@ -152,7 +220,7 @@ def _groups(batches: Iterator[Iterator[pa.Table]]) -> Iterator[pa.Table]:
         for table in batch:
             held.append(table)
             rows += table.num_rows
-            chars += table.column("c4.text").nbytes
+            chars += sum(table.column(text).nbytes for text in _REWRITES.values())
             if rows >= _GROUP_ROWS or chars >= _GROUP_CHARS:
                 yield pa.concat_tables(held)
                 held, rows, chars = [], 0, 0

@@ -12,9 +12,10 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from gristmill.curate.kernels import DUP_SIZES, TOP_SIZES, kernels
-from gristmill.curate.words import ALPHA, NONSYMBOL, STOP_SHIFT, STOP_WORDS, Words
+from gristmill.curate.words import ALPHA, NONSYMBOL, STOP_SHIFT, STOP_WORDS, Words, word_hash
 
 _PARAGRAPH_BREAK = re.compile(r"\n{2,}")
 _LINE_BREAK = re.compile(r"\n+")
@@ -102,18 +103,33 @@ def line_metrics(text: str, lines: Sequence[str]) -> LineMetrics:
     )
 
 
-def word_metrics(text: str, words: Words, *, stop_words: bool) -> WordMetrics:
-    """`stop_words` says whether the list of stop words is of the text's language; they count distinct, case-sensitive."""
+StopWords = npt.NDArray[np.uint64]
+"""Hashes of a language's stop words, sorted. An empty one stands for Gopher's eight, which the words are flagged with."""
+
+GOPHER_STOP_WORDS: StopWords = np.zeros(0, np.uint64)
+
+
+def stop_hashes(words: Sequence[str]) -> StopWords:
+    """Stop words as `word_metrics` compares them. Not for an empty list."""
+    assert words, "no stop words"
+    return np.unique(np.array([word_hash(word) for word in words], np.uint64))
+
+
+def word_metrics(text: str, words: Words, *, stop_words: StopWords | None, ngrams: bool = True) -> WordMetrics:
+    """`stop_words` are those of the text's language or None; they count distinct, case-sensitive. Without `ngrams` the
+    repetition of n-grams stays null."""
     n = len(words)
     flags = words.flags
     nonsymbol = (flags & NONSYMBOL).astype(bool)
     n_nonsymbol = int(nonsymbol.sum())
     stops: int | None = None
-    if stop_words:
+    if stop_words is not None and len(stop_words):
+        stops = int(np.isin(stop_words, words.hash).sum())
+    elif stop_words is not None:
         seen = np.bincount(flags >> STOP_SHIFT, minlength=len(STOP_WORDS) + 1)
         stops = int((seen[1:] > 0).sum())
     grams: list[float | None] = [None] * (len(TOP_SIZES) + len(DUP_SIZES))
-    if text:
+    if text and ngrams:
         ends = np.cumsum(words.length)
         chars = kernels().ngrams(words.hash, words.power, ends).tolist()
         grams = [c / len(text) if c >= 0 else None for c in chars]

@@ -16,6 +16,7 @@ from gristmill.curate.final_text import (
     RowReader,
     dedup_on,
     kept_documents,
+    kept_files,
     per_file_tasks,
     same_ids,
 )
@@ -37,8 +38,8 @@ class QualityScores(Stage):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
-        if not dedup_on(self.config.get("dedup", True)):
-            self.upstream = tuple(KEPT_FILES)
+        clusters = (CLUSTERS,) if dedup_on(self.config.get("dedup", True)) else ()
+        self.upstream = (*kept_files(self.config), *clusters)
 
     def tasks(self, inputs: Mapping[str, Sequence[Receipt]]) -> list[Task]:
         from gristmill.curate.quality import model_digest
@@ -46,7 +47,7 @@ class QualityScores(Stage):
         quality = self.config["quality"]
         sha256 = quality.get("sha256") or model_digest(quality["model"])
         config = {"label": quality.get("label", "hq"), "sha256": sha256}
-        return per_file_tasks(self, config, inputs, KEPT_FILES)
+        return per_file_tasks(self, config, inputs, kept_files(self.config))
 
     def run(self, task: Task, out: Outbox) -> Counters:
         from gristmill.curate.quality import Scorer

@@ -33,6 +33,7 @@ import orjson
 
 import gristmill
 from gristmill.core.errors import GristmillError
+from gristmill.curate.process_state import peak_rss_kb, process_state
 from gristmill.curate.sandbox_child import EXIT_MEMORY, LENGTHS, pack
 from gristmill.curate.schema import Extract
 
@@ -79,6 +80,7 @@ class Answer:
     threshold: float | None = None
     quarantined: bool = False
     notes: Mapping[str, int] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,11 +100,17 @@ class _Entry(Generic[T]):
 
 
 class Sandbox:
-    """A killable extraction process and its replacements. Use as a context manager, from one thread."""
+    """A killable extraction process and its replacements. Use as a context manager, from one thread.
 
-    def __init__(self, settings: Extract, model: Path, *, window: int = WINDOW, stall_seconds: float = STALL_SECONDS):
-        self.settings = settings
-        self.model = model
+    `language` is what `schema.Language.for_pages` gives: how texts are read, and the gate where one acts.
+    """
+
+    def __init__(
+        self, settings: Extract, model: Path, *, language: Mapping[str, Any] | None = None,
+        window: int = WINDOW, stall_seconds: float = STALL_SECONDS,
+    ):  # fmt: skip
+        self.hello = {"extract": settings.model_dump(mode="json"), "model": str(model), **(language or {})}
+        self.recycle_pages = settings.recycle_pages
         self.window = window
         self.stall_seconds = stall_seconds
         self.started = 0
@@ -165,7 +173,7 @@ class Sandbox:
             child = self._child = self._begin()
         alone = open_entries[0].deaths > 0
         for entry in open_entries[:1] if alone else open_entries:
-            if not entry.sent and child.sent < self.settings.recycle_pages:
+            if not entry.sent and child.sent < self.recycle_pages:
                 assert entry.job is not None
                 child.send(entry.job)
                 entry.sent = True
@@ -176,14 +184,14 @@ class Sandbox:
         left = next(flying, None)
         if child.ended:
             self._bury(child, left, open_entries)
-        elif left is None and child.sent >= self.settings.recycle_pages:
+        elif left is None and child.sent >= self.recycle_pages:
             self.close()
 
     def _begin(self) -> _Child:
         """A child that is ready for pages. Raises GristmillError when it cannot start."""
         for tries in range(1, START_TRIES + 1):
             try:
-                child = _Child(self.settings, self.model)
+                child = _Child(self.hello)
             except _Stillborn as error:
                 if tries == START_TRIES:
                     raise GristmillError(
@@ -221,7 +229,7 @@ class _Stillborn(Exception):
 class _Child:
     """One extraction process and the bytes on their way to and from it."""
 
-    def __init__(self, settings: Extract, model: Path) -> None:
+    def __init__(self, hello: Mapping[str, Any]) -> None:
         package = Path(next(iter(gristmill.__path__))).parent
         path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
         # One thread per process, and no hash seed of its own: nothing but the page decides.
@@ -252,11 +260,10 @@ class _Child:
         self._stalled = 0.0
         self._ticks = -1
         self._hung = False
-        self._start(settings, model)
+        self._start(hello)
 
-    def _start(self, settings: Extract, model: Path) -> None:
-        hello = {"extract": settings.model_dump(mode="json"), "model": str(model), "parent": os.getpid()}
-        self._put(pack(hello))
+    def _start(self, hello: Mapping[str, Any]) -> None:
+        self._put(pack({**hello, "parent": os.getpid()}))
         waited = 0.0
         while not self.ended and waited < START_SECONDS:
             self.pump(POLL_SECONDS, START_SECONDS)
@@ -318,7 +325,7 @@ class _Child:
         self._selector.unregister(self._to)
 
     def _watch(self, waited: float, stall_seconds: float) -> None:
-        state, ticks = _state(self.pid)
+        state, ticks = process_state(self.pid)
         idle = state == "S" and ticks == self._ticks
         self._ticks = ticks
         self._stalled = self._stalled + waited if idle else 0.0
@@ -337,6 +344,7 @@ class _Child:
                 value=header.get("value"),
                 threshold=header.get("threshold"),
                 notes=header["notes"],
+                facts=header.get("facts", {}),
             )
 
     def _frames(self) -> Iterator[tuple[dict[str, Any], bytes]]:
@@ -372,26 +380,8 @@ class _Child:
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
-        peak = _peak_rss_kb(self.pid) if self._process.poll() is None else 0
+        peak = peak_rss_kb(self.pid) if self._process.poll() is None else 0
         # Nothing in it is worth waiting for: its answers were read, and it keeps no files.
         self._process.kill()
         self._process.wait()
         return peak
-
-
-def _state(pid: int) -> tuple[str, int]:
-    """(scheduler state, CPU ticks used) of a process; ("", 0) where there is no /proc."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            fields = f.read().rpartition(b")")[2].split()
-    except OSError:
-        return "", 0
-    return fields[0].decode(), int(fields[11]) + int(fields[12])
-
-
-def _peak_rss_kb(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/status", "rb") as f:
-            return next((int(line.split()[1]) for line in f if line.startswith(b"VmHWM:")), 0)
-    except OSError:
-        return 0

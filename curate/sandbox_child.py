@@ -80,15 +80,25 @@ class _Worker:
     """Everything a page needs, loaded once; the memory limit is set after loading."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        from gristmill.curate.engines import load_engine
         from gristmill.curate.extract import page_text
+        from gristmill.curate.gate import LanguageGate
         from gristmill.curate.language import Identifier
         from gristmill.curate.schema import Extract
+        from gristmill.curate.schema_language import Gate, Reading
 
         self.settings = Extract.model_validate(settings["extract"])
-        self.identifier = Identifier(Path(settings["model"]))
+        reading = Reading.model_validate(settings.get("language") or {})
+        self.identifier = Identifier(Path(settings["model"]), reading.chars, reading.slices)
+        self.gate: LanguageGate | None = None
+        if settings.get("gate"):
+            self.gate = LanguageGate(Gate.model_validate(settings["gate"]), settings["wanted"], self.identifier)
+            self.gate.refuses("<p>A first page.")
         self.page_text = page_text
         warm = f"<html><body><article><p>{'A first page. ' * 30}</p></article></body></html>"
-        page_text(warm.encode(), "text/html; charset=utf-8", Extract())  # imports happen before the limits
+        engine = {name: getattr(self.settings, name) for name in ("engine", "mode")}
+        load_engine(self.settings.engine, self.settings.mode)  # a broken one is an error now, not every page's fault
+        page_text(warm.encode(), "text/html; charset=utf-8", Extract(**engine))  # imports happen before the limits
         self.identifier.identify(["A first page."])
         self.test = os.environ.get(TEST_VARIABLE) == "1"
         self.memory_mb = self.settings.memory_mb
@@ -103,13 +113,14 @@ class _Worker:
         _lower(resource.RLIMIT_CPU, int(time.process_time()) + 1 + self.settings.cpu_seconds)
         if self.test and TEST_MARK in body:
             _misbehave(body.split(TEST_MARK, 1)[1].split(b"-->", 1)[0].decode())
-        page = self.page_text(body, request["type"], self.settings)
+        page = self.page_text(body, request["type"], self.settings, self.gate)
         header: dict[str, Any] = {"charset": page.charset, "notes": dict(page.notes)}
         if page.reason is not None:
             header |= {"reason": page.reason, "value": page.value, "threshold": page.threshold}
             return pack(header)
         language, score = self.identifier.identify([page.text])[0]
-        return pack(header | {"language": language, "score": score}, page.text.encode())
+        header |= {"language": language, "score": score, "facts": dict(page.facts)}
+        return pack(header, page.text.encode())
 
 
 def _misbehave(how: str) -> None:

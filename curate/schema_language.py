@@ -1,36 +1,24 @@
-"""The `curate.language` block: which languages stay, by which model and score."""
+"""The `curate.language` block: which languages stay, by which model and score, and what is decided before extraction."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from gristmill.core.settings import Settings
-from gristmill.curate.schema_types import Fraction
+from gristmill.curate.labels import LID_LABELS, label_hint
+from gristmill.curate.schema_types import Fraction, Positive
 
-_LID_176 = (
-    "af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb ckb co cs cv cy da "
-    "de diq dsb dty dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom gu gv he hi hif hr hsb ht hu hy ia id "
-    "ie ilo io is it ja jbo jv ka kk km kn ko krc ku kv kw ky la lb lez li lmo lo lrc lt lv mai mg mhr min mk ml "
-    "mn mr mrj ms mt mwl my myv mzn nah nap nds ne new nl nn no oc or os pa pam pfl pl pms pnb ps pt qu rm ro ru "
-    "rue sa sah sc scn sco sd sh si sk sl so sq sr su sv sw ta te tg th tk tl tr tt tyv ug uk ur uz vec vep vi vls "
-    "vo wa war wuu xal xmf yi yo yue zh"
-)
-LID_LABELS = frozenset(_LID_176.split())
-"""The 176 labels of fastText's lid.176, as the model file lists them."""
-
-_NAMES = {
-    "english": "en", "german": "de", "deutsch": "de", "french": "fr", "spanish": "es", "italian": "it", "dutch": "nl",
-    "portuguese": "pt", "polish": "pl", "russian": "ru", "chinese": "zh", "japanese": "ja", "korean": "ko",
-    "arabic": "ar", "hindi": "hi", "turkish": "tr", "czech": "cs", "swedish": "sv", "danish": "da", "norwegian": "no",
-    "finnish": "fi", "greek": "el", "ukrainian": "uk", "hungarian": "hu", "romanian": "ro", "hebrew": "he",
-    "nb": "no", "iw": "he", "in": "id", "jp": "ja", "cn": "zh", "cz": "cs", "dk": "da", "gr": "el", "kr": "ko",
-}  # fmt: skip
-"""Common names and wrong codes, for hints."""
+LID_CHARS = 1_024
+LID_SLICES = 16
+"""Of a longer text 16 slices of 64 characters are read, from its first to its last. On 2,464 extracted texts the label
+is the whole text's on 99.2 % (the first 1,000 characters: 98.6 %); under 1,000 characters of boilerplate in another
+language 719 long documents in 27 languages are named right in 92.5 % of cases (whole text 92.5 %, the first 1,000: 0)."""
+LID_VARIABLE = "GRISTMILL_LID_MODEL"
+"""Names the language model where the recipe does not."""
 
 
 def language_label(label: str) -> str:
@@ -38,14 +26,9 @@ def language_label(label: str) -> str:
 
     Where $GRISTMILL_LID_MODEL names another fastText model its labels are not known here: any word goes.
     """
-    if label in LID_LABELS or (os.environ.get("GRISTMILL_LID_MODEL") and re.fullmatch(r"[A-Za-z_-]{2,20}", label)):
+    if label in LID_LABELS or (os.environ.get(LID_VARIABLE) and re.fullmatch(r"[A-Za-z0-9_-]{2,40}", label)):
         return label
-    lowered = label.lower()
-    start = re.split(r"[-_]", lowered)[0]
-    near = _NAMES.get(lowered) or next((word for word in (lowered, start) if word in LID_LABELS), None)
-    if near is None and re.fullmatch(r"[a-z]{2,3}", lowered):
-        near = "` or `".join(difflib.get_close_matches(lowered, sorted(LID_LABELS), 3, 0.6)) or None
-    hint = f"did you mean `{near}`?" if near else "use fastText's labels, ISO 639 codes of 2 or 3 letters: en, de, ceb"
+    hint = label_hint(label, LID_LABELS) or "use fastText's labels, ISO 639 codes of 2 or 3 letters: en, de, ceb"
     raise ValueError(f"`{label[:40]}` is no label of the language model lid.176 hint: {hint}")
 
 
@@ -55,15 +38,67 @@ def _some(labels: list[str]) -> list[str]:
     return labels
 
 
-Label = Annotated[str, AfterValidator(language_label)]
+def _known(label: str, info: ValidationInfo) -> str:
+    """Judged where the block says by which model: its own labels are checked against its file when a recipe is built."""
+    return label if info.data.get("model", "") is not None else language_label(label)
 
 
-class Language(Settings):
-    """fastText lid.176 on the first `chars` characters of the extracted text."""
+Label = Annotated[str, AfterValidator(_known)]
+
+
+class Wanted(Settings):
+    """Which languages stay, by the stored label and score: what `curate.decide` needs."""
 
     keep: Annotated[list[Label], AfterValidator(_some)] | Literal["all"] = "all"
-    """Languages to keep, as fastText labels (ISO 639-1 mostly), or all."""
+    """Languages to keep, as the model's labels (lid.176: ISO 639-1 mostly), or all."""
     min_score: Fraction = 0.65
     """Keep a document when its score is greater than this (FineWeb's 0.65 is exclusive)."""
     min_scores: dict[Label, Fraction] = {}
     """Per-language thresholds that replace `min_score`."""
+
+
+class Reading(Settings):
+    """How a text's label and score are found: what `curate.pages` needs."""
+
+    model: Annotated[str, Field(min_length=1)] | None = None
+    """A fastText model file of your own (GlotLID's, say), by path; `keep` and `min_scores` then use its labels. null:
+    $GRISTMILL_LID_MODEL, else lid.176."""
+    chars: Positive | None = LID_CHARS
+    """Characters read of a text; null: all of them, as datatrove does."""
+    slices: int = Field(LID_SLICES, ge=1, le=256, strict=True)
+    """A text longer than `chars` is read in this many equal slices, from its first to its last; 1: its beginning."""
+
+
+class Gate(Settings):
+    """Pages that are surely in no wanted language are dropped as `language.gate` before the extraction engine is called.
+
+    Judged by the text of the page's paragraphs, and of its whole body before a drop. It saves a third of the CPU with
+    trafilatura where half of the pages are wanted; with resiliparse it pays where few are (1.12 times at one in six).
+    """
+
+    min_chars: Positive = 100
+    """A page with less quick text passes."""
+    min_score: Fraction = 0.3
+    """A page whose likeliest language is less likely than this passes."""
+    max_wanted: Fraction = 0.03
+    """A page passes when the probabilities of the languages to keep add up to this or more."""
+
+
+class Language(Wanted, Reading):
+    """Which languages stay, how they are told, and the gate before extraction."""
+
+    gate: Gate | None = Gate()
+    """null: every page is extracted. It belongs to `curate.pages`: while it is on, a change of `keep` extracts again."""
+
+    def labels(self) -> list[tuple[tuple[str | int, ...], str]]:
+        """(place in this block, label) of every label that it names."""
+        named: list[tuple[tuple[str | int, ...], str]] = [(("min_scores", label), label) for label in self.min_scores]
+        return [*((("keep", i), label) for i, label in enumerate(self.keep) if self.keep != "all"), *named]
+
+    def for_pages(self) -> dict[str, Any]:
+        """What of this block `curate.pages` is configured with: `language`, and `gate` and `wanted` while the gate acts."""
+        block = self.model_dump(mode="json")
+        out: dict[str, Any] = {"language": {name: block[name] for name in Reading.model_fields}}
+        if self.gate is not None and self.keep != "all":
+            out |= {"gate": block["gate"], "wanted": sorted(set(self.keep))}
+        return out

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from gristmill.core.docshards import TableWriter
 from gristmill.core.stage import Counters, Outbox, Receipt, Stage, Task
-from gristmill.curate.final_text import KEPT_FILES, kept_documents, per_file_tasks
+from gristmill.curate.final_text import KEPT_FILES, kept_documents, kept_files, per_file_tasks
 from gristmill.curate.schema import Dedup, MinHash
 
 
@@ -43,6 +43,7 @@ class Signatures(Stage):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
         self.settings = Dedup.model_validate(self.config["dedup"])
+        self.upstream = tuple(kept_files(self.config))
 
     def uses(self) -> Mapping[str, str]:
         # lower-casing and NFD follow the interpreter's tables, permutations come from datasketch
@@ -51,7 +52,7 @@ class Signatures(Stage):
     def tasks(self, inputs: Mapping[str, Sequence[Receipt]]) -> list[Task]:
         minhash = self.settings.minhash
         config = {"minhash": minhash.model_dump(include={"bands", "rows", "ngram", "seed"}) if minhash else None}
-        return per_file_tasks(self, config, inputs, KEPT_FILES)
+        return per_file_tasks(self, config, inputs, kept_files(self.config))
 
     def run(self, task: Task, out: Outbox) -> Counters:
         from gristmill.curate.dedup.signature import band_keys, signatures, sketches, text_hash

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gristmill.curate.labels import rules_language
+
 _NO_SEGMENTER = "bo dz ja km ko lo my th vi wuu yue zh"
 _SPACY: dict[str, str] = {
     "en": "en frr fy sco",
@@ -47,7 +49,8 @@ own rules if there are any, else the multi-language ones."""
 
 
 def tokenizer_of(language: str | None) -> str | None:
-    """The spaCy blank pipeline for a fastText label; None where words need a segmenter; unknown labels get "xx"."""
-    if language in NO_SEGMENTER:
+    """The spaCy blank pipeline for a model's label; None where words need a segmenter; unknown labels get "xx"."""
+    known = rules_language(language)
+    if known in NO_SEGMENTER:
         return None
-    return TOKENIZERS.get(language or "", "xx")
+    return TOKENIZERS.get(known, "xx")

@@ -7,6 +7,7 @@ url.url [url]                     the URL is listed
 url.hard_word [hard_blacklisted]  a word of the URL, split at non-alphanumerics and case-sensitive, is a hard word
 url.soft_words [soft_blacklisted] at least `soft_words` different words of the URL are soft words
 url.subword [blacklisted_subword] a banned subword stands in the URL, lower-cased and stripped of non-alphanumerics
+url.list.NAME                     a list of the recipe's own holds the URL (curate.url_lists)
 
 Two quirks are datatrove's and kept. The entries of its URL list have no scheme and are compared with the whole URL,
 so `url.url` almost never applies. Host names are compared as written, so upper case escapes.
@@ -29,6 +30,7 @@ from typing import IO, TYPE_CHECKING
 from xxhash import xxh3_64_intdigest as _hash
 
 from gristmill.core.hashing import digest, sha256_file
+from gristmill.curate import url_lists
 from gristmill.curate.schema import Urls
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class UrlRules:
     def __init__(self, settings: Urls) -> None:
         self.settings = settings
         self._lists: UrlLists | None = None
+        self._own = url_lists.ListedUrls(settings)
         if settings.lists == "off":
             return
         import ahocorasick
@@ -84,8 +87,13 @@ class UrlRules:
 
     def check(self, url: str) -> str | None:
         """The reason to drop this URL, or None to keep it."""
+        if not url:
+            return None
+        return self._by_datatrove(url) or self._own.check(url)
+
+    def _by_datatrove(self, url: str) -> str | None:
         lists = self._lists
-        if lists is None or not url:
+        if lists is None:
             return None
         host = self._split(url)
         if lists.has_domain(host.top_domain_under_public_suffix):
@@ -105,10 +113,15 @@ class UrlRules:
 
 
 def uses(settings: Urls) -> dict[str, str]:
-    """What decides the verdicts: the lists' digest and the version of tldextract with its suffix list."""
+    """What decides the verdicts: the lists' digests and the version of tldextract with its suffix list."""
+    own = url_lists.uses(settings)
     if settings.lists == "off":
-        return {}
-    return {"url_lists": f"datatrove {version('datatrove')} {lists_digest()[:16]}", "tldextract": version("tldextract")}
+        return own
+    theirs = {
+        "url_lists": f"datatrove {version('datatrove')} {lists_digest()[:16]}",
+        "tldextract": version("tldextract"),
+    }
+    return {**theirs, **own}
 
 
 def lists_digest() -> str:

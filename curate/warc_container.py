@@ -6,132 +6,22 @@ knows nothing of records, except that after damage it goes on only at bytes that
 
 from __future__ import annotations
 
-import importlib
 import zlib
 from dataclasses import dataclass
-from typing import BinaryIO, ClassVar, Protocol
+from typing import BinaryIO
 
+from gristmill.curate.warc_codecs import PIECE, Codec, Data, Gzip, Lz4, Zstd, damage_reason, salvage
 from gristmill.curate.warc_parse import LOOK, starts_record
 from gristmill.curate.warc_types import Limits
 
-READ = 64 << 10
-"""Compressed bytes per read. zlib copies what follows a member, so larger reads cost more than they save."""
-PIECE = 256 << 10
-"""Decompressed bytes per piece: what a bomb can make us hold at once (zstd: up to 32 MiB, see `Zstd`)."""
+READ = 256 << 10
+"""Compressed bytes per read."""
+FEEDS = 8 << 10, 64 << 10
+"""Compressed bytes that a codec gets first and then at once. It copies what follows its member: most are short."""
 PROBE = 64 << 10
 """Compressed bytes that must show a record header for reading to go on at a candidate."""
 PROBES = 100_000
 """Candidates tried in one search for the next member: a file made of magic numbers ends in finite time."""
-
-
-class Codec(Protocol):
-    """A decompressor of one member: feed it when `hungry`, until `eof`; `unused` is what follows the member."""
-
-    @property
-    def hungry(self) -> bool: ...
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused(self) -> bytes: ...
-
-    def decompress(self, data: bytes) -> bytes: ...
-
-    def copy(self) -> Codec | None: ...
-
-
-class Gzip:
-    name: ClassVar[str] = "gzip"
-    magic: ClassVar[bytes] = b"\x1f\x8b\x08"
-
-    def __init__(self) -> None:
-        self.z = zlib.decompressobj(31)
-        self.tail = b""
-
-    @property
-    def hungry(self) -> bool:
-        return not self.tail
-
-    @property
-    def eof(self) -> bool:
-        return self.z.eof
-
-    @property
-    def unused(self) -> bytes:
-        return self.z.unused_data
-
-    def decompress(self, data: bytes) -> bytes:
-        out = self.z.decompress(self.tail + data if self.tail else data, PIECE)
-        self.tail = self.z.unconsumed_tail
-        return out
-
-    def copy(self) -> Gzip | None:
-        other = Gzip.__new__(Gzip)
-        other.z, other.tail = self.z.copy(), self.tail
-        return other
-
-
-class Lz4:
-    """An LZ4 frame, through the optional `lz4` package."""
-
-    name: ClassVar[str] = "lz4"
-    magic: ClassVar[bytes] = b"\x04\x22\x4d\x18"
-
-    def __init__(self) -> None:
-        self.d = importlib.import_module("lz4.frame").LZ4FrameDecompressor()
-
-    @property
-    def hungry(self) -> bool:
-        return bool(self.d.needs_input)
-
-    @property
-    def eof(self) -> bool:
-        return bool(self.d.eof)
-
-    @property
-    def unused(self) -> bytes:
-        return self.d.unused_data or b""
-
-    def decompress(self, data: bytes) -> bytes:
-        return bytes(self.d.decompress(data, max_length=PIECE))
-
-    def copy(self) -> None:
-        return None
-
-
-class Zstd:
-    """A Zstandard frame. Input goes in 1 KiB at a time: a block of 4 bytes can make 128 KiB, so a step makes <= 32 MiB."""
-
-    name: ClassVar[str] = "zstd"
-    magic: ClassVar[bytes] = b"\x28\xb5\x2f\xfd"
-    step: ClassVar[int] = 1024
-
-    def __init__(self, dictionary: bytes = b"") -> None:
-        zstandard = importlib.import_module("zstandard")
-        extra = {"dict_data": zstandard.ZstdCompressionDict(dictionary)} if dictionary else {}
-        self.d = zstandard.ZstdDecompressor(max_window_size=1 << 27, **extra).decompressobj()
-        self.tail = b""
-
-    @property
-    def hungry(self) -> bool:
-        return not self.tail
-
-    @property
-    def eof(self) -> bool:
-        return bool(self.d.eof)
-
-    @property
-    def unused(self) -> bytes:
-        return bytes(self.d.unused_data) + self.tail
-
-    def decompress(self, data: bytes) -> bytes:
-        data = self.tail + data
-        self.tail = data[self.step :]
-        return bytes(self.d.decompress(data[: self.step]))
-
-    def copy(self) -> None:
-        return None
 
 
 @dataclass
@@ -174,6 +64,10 @@ class Compressed:
 
     After a member that fails, `fault` (a damage reason) and `message` are set, and `end` is where the bytes gave out;
     `resync` then finds the next member that holds a record, and returns its offset (the file's size if none).
+
+    A gzip member is inflated by the fastest library there is. If that one finds a fault or no end, the member is read
+    again from its start with zlib, in steps that depend on the member alone: what a damaged one gives, and which
+    damage it is, depends neither on the library nor on where the reads before it ended.
     """
 
     compressed = True
@@ -185,10 +79,11 @@ class Compressed:
         self.dictionary = b""
         self.size = stream.seek(0, 2)
         self.codec: Codec | None = None
+        self.careful = codec is not Gzip
         self.ahead: int | None
         self.offset = self.end = 0
         self.fault = self.message = ""
-        self.made = 0
+        self.made = self.repeat = 0  # bytes made of this member; those of them that were given out before a new start
         self.looked, self.ahead = False, None
         self._go(0)
         if codec is Zstd:
@@ -196,91 +91,120 @@ class Compressed:
 
     def _go(self, offset: int) -> None:
         self.stream.seek(offset)
-        self.raw = b""  # read, not yet fed; its first byte stands at self.at
+        self.raw = b""  # read; raw[cut:] is not yet fed, and begins at self.at
+        self.cut = 0
         self.at = offset
 
     def _make(self) -> Codec:
         return Zstd(self.dictionary) if self.kind is Zstd else self.kind()
 
-    def _need(self, n: int) -> None:
-        while len(self.raw) < n and (more := self.stream.read(max(READ, n - len(self.raw)))):
-            self.raw += more
+    def _need(self, n: int) -> bytes:
+        """The next n bytes or more, fewer at the end of the file, without passing over them."""
+        while len(self.raw) - self.cut < n and (more := self.stream.read(max(READ, n - len(self.raw)))):
+            self.raw, self.cut = self.raw[self.cut :] + more, 0
+        return self.raw[self.cut : self.cut + n]
+
+    def _feed(self) -> Data:
+        """The next bytes for a codec; none at the end of the file."""
+        if self.cut >= len(self.raw):
+            self.raw, self.cut = self.stream.read(READ), 0
+        data = memoryview(self.raw)[self.cut : self.cut + FEEDS[self.made > 0]]
+        self.cut += len(data)
+        self.at += len(data)
+        return data
 
     def _skip(self, n: int) -> None:
-        if n <= len(self.raw):
-            self.raw, self.at = self.raw[n:], self.at + n
+        if n <= len(self.raw) - self.cut:
+            self.cut, self.at = self.cut + n, self.at + n
         else:
             self._go(self.at + n)
 
     def _read_dictionary(self) -> None:
         """A leading skippable frame 0x184D2A5D holds the dictionary of a .warc.zst, itself compressed or not."""
-        self._need(8)
-        if self.raw[:4] == b"\x5d\x2a\x4d\x18":
-            size = int.from_bytes(self.raw[4:8], "little")
+        head = self._need(8)
+        if head[:4] == b"\x5d\x2a\x4d\x18":
+            size = int.from_bytes(head[4:8], "little")
             if size <= 16 << 20:
-                self._need(8 + size)
-                raw = self.raw[8 : 8 + size]
-                # Its own frame has no dictionary and at most 64 KiB of output per KiB: _salvage stops at `enough`.
+                raw = self._need(8 + size)[8:]
+                # Its own frame has no dictionary and at most 64 KiB of output per KiB: salvage stops at `enough`.
                 packed = raw.startswith(Zstd.magic)
-                self.dictionary = _salvage(Zstd(), raw, 64 << 20) if packed else raw
+                self.dictionary = salvage(Zstd(), raw, 64 << 20) if packed else raw
             self._go(0)
 
-    def _padding(self) -> int:
+    def _padding(self, head: bytes) -> int:
         """Length of what may stand between members: zeros, line ends, skippable frames of LZ4 and Zstandard."""
-        self._need(8)
-        if self.kind is not Gzip and self.raw[1:4] == b"\x2a\x4d\x18" and self.raw[0] & 0xF0 == 0x50:
-            return 8 + int.from_bytes(self.raw[4:8], "little")
-        return len(self.raw) - len(self.raw.lstrip(b"\0\r\n"))
+        if self.kind is not Gzip and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:
+            return 8 + int.from_bytes(head[4:8], "little")
+        if head[:1] not in (b"\0", b"\r", b"\n"):
+            return 0
+        rest = self.raw[self.cut :]
+        return len(rest) - len(rest.lstrip(b"\0\r\n"))
 
     def next(self) -> bool | Gap:
         """Opens the next member (True), or tells of bytes that are none (Gap), or of the end (False)."""
-        while padding := self._padding():
+        while padding := self._padding(head := self._need(8)):
             self._skip(padding)
-        if not self.raw:
+        if not head:
             return False
         self.fault = self.message = ""
-        if not self.raw.startswith(self.kind.magic):
+        if not head.startswith(self.kind.magic):
             start = self.at
             return Gap(start, self.resync(start + 1) - start)
-        self.offset, self.codec, self.made, self.looked = self.at, self._make(), 0, False
+        self.offset, self.made, self.repeat, self.looked = self.at, 0, 0, False
+        self.careful = self.kind is not Gzip
+        self.codec = self._make() if self.careful else Gzip.quick(head)
         return True
+
+    def _start_over(self) -> None:
+        """Reads the current member again with zlib and copies of its state, passing over what was given out."""
+        self._go(self.offset)
+        self.codec, self.careful, self.repeat, self.made = Gzip(), True, self.made, 0
 
     def read(self) -> bytes:
         while (codec := self.codec) is not None:
-            data = b""
-            if codec.hungry:
-                data, self.raw = self.raw or self.stream.read(READ), b""
-            before = codec.copy()
+            data = self._feed() if codec.hungry else b""
+            before = codec.copy() if self.careful else None
             try:
                 out = codec.decompress(data)
             except Exception as e:  # zlib.error, RuntimeError (lz4), ZstdError, MemoryError: all mean damaged bytes
-                out = _salvage(before, data)
-                self.at += len(data)
-                self._fail(_reason(self.kind.name, e), str(e), self.at)
-                self.made += len(out)
-                return out
-            self.at += len(data)
+                if not self.careful:
+                    self._start_over()
+                    continue
+                self._fail(damage_reason(self.kind.name, e), str(e), self.at)
+                return self._fresh(salvage(before, data))
             if codec.eof:
-                self.raw = codec.unused
-                self.at -= len(self.raw)
+                rest = len(codec.unused)
+                self.cut, self.at = self.cut - rest, self.at - rest
                 self.end, self.codec = self.at, None
             elif not data and not out and codec.hungry:
-                return self._fail("warc.truncated_member", f"the file ends inside a {self.kind.name} member", self.at)
-            self.made += len(out)
-            if self.made > self.limits.max_member_bytes:
-                return self._fail("warc.member_too_large", f"inflates to more than {self.made} bytes", self.at)
-            if out:
-                return out
+                if not self.careful:
+                    self._start_over()
+                    continue
+                self._fail("warc.truncated_member", f"the file ends inside a {self.kind.name} member", self.at)
+                return b""
+            if new := self._fresh(out):
+                return new
         return b""
 
-    def _fail(self, reason: str, message: str, end: int) -> bytes:
+    def _fresh(self, out: bytes) -> bytes:
+        """Those of the bytes just made that were not given out before and are within the limit; counts them."""
+        self.made += len(out)
+        if self.repeat:
+            known = min(self.repeat, len(out))
+            self.repeat, out = self.repeat - known, out[known:]
+        if (over := self.made - self.limits.max_member_bytes) > 0:
+            message = f"inflates to more than {self.limits.max_member_bytes} bytes"
+            self._fail("warc.member_too_large", message, self.at)
+            return out[: max(0, len(out) - over)]
+        return out
+
+    def _fail(self, reason: str, message: str, end: int) -> None:
         self.fault, self.message, self.end, self.codec = reason, message, end, None
-        return b""
 
     def find_end(self) -> int | None:
         """The end of the current member without moving, or None when it cannot be told (LZ4, Zstandard, damage).
 
-        Inflates the rest of the member once; later calls remember.
+        Inflates the member once more; later calls remember.
         """
         if self.codec is None:
             return self.end
@@ -289,25 +213,23 @@ class Compressed:
         return self.ahead
 
     def _look_ahead(self) -> int | None:
-        codec, at, made = self.codec.copy() if self.codec else None, self.at, self.made
-        if codec is None:
+        if self.kind is not Gzip:
             return None
-        self.stream.seek(at + len(self.raw))
-        data, end = self.raw, None
+        codec, at, made, end = Gzip(), self.offset, 0, None
+        self.stream.seek(at)
         try:
             while made <= self.limits.max_member_bytes:
-                if codec.hungry:
-                    data = data or self.stream.read(READ)
-                    if not data:
-                        break
+                data = self.stream.read(PROBE) if codec.hungry else b""
+                if codec.hungry and not data:
+                    break
                 made += len(codec.decompress(data))
-                at, data = at + len(data), b""
+                at += len(data)
                 if codec.eof:
                     end = at - len(codec.unused)
                     break
         except zlib.error:
             pass
-        self.stream.seek(self.at + len(self.raw))
+        self.stream.seek(self.at + len(self.raw) - self.cut)
         return end
 
     def resync(self, start: int) -> int:
@@ -336,34 +258,7 @@ class Compressed:
         return self.size
 
     def _holds_record(self, data: bytes) -> bool:
-        return starts_record(_salvage(self._make(), data, LOOK))
-
-
-def _salvage(codec: Codec | None, data: bytes, enough: int = PIECE) -> bytes:
-    """What a codec gives before it fails: one call over all the data would lose it. Up to about `enough` bytes."""
-    parts: list[bytes] = []
-    made = i = 0
-    if isinstance(codec, Gzip):
-        data, codec.tail = codec.tail + data, b""
-    try:
-        while codec is not None and not codec.eof and made < enough:
-            step = data[i : i + 16] if codec.hungry else b""
-            i += len(step)
-            out = codec.decompress(step)
-            if not step and not out and codec.hungry:
-                break
-            parts.append(out)
-            made += len(out)
-    except Exception:  # as in `read`: the damage itself
-        pass
-    return b"".join(parts)
-
-
-def _reason(name: str, error: Exception) -> str:
-    text = str(error).lower()
-    if "incorrect data check" in text or "incorrect length check" in text or "checksum" in text:
-        return "warc.bad_crc"
-    return f"warc.bad_{name}"
+        return starts_record(salvage(self._make(), data, LOOK))
 
 
 def open_container(stream: BinaryIO, limits: Limits) -> Plain | Compressed:

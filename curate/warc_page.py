@@ -21,6 +21,8 @@ class Page:
     length: int
     html: bytes
     content_type: str
+    headers: Headers
+    """Of the HTTP response."""
 
 
 @dataclass(slots=True)
@@ -61,12 +63,12 @@ def page_of(record: Record, limits: Limits) -> Page | Skip:
         return Skip("http.truncated", float(len(response.body)))
     if "bad_encoding" in response.problems:
         return Skip("http.bad_encoding")
-    if not response.body.strip():
+    if not response.body or response.body.isspace():
         return Skip("http.empty_body")
     html, _ = is_html(headers, response.body)
     if not html:
         return Skip("http.not_html")
     return Page(
         record.url, record.date, record.record_id, record.offset, record.inner, record.length, response.body,
-        headers.get("Content-Type"),
+        headers.get("Content-Type"), headers,
     )  # fmt: skip

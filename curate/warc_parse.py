@@ -7,6 +7,7 @@ import re
 from gristmill.curate.headers import Headers, parse_fields, to_text
 from gristmill.curate.warc_types import KINDS, Start
 
+BLANK = re.compile(rb"[\r\n]*")
 WARC_LINE = re.compile(rb"WARC/\d+\.\d+[ \t]*\r*\n")
 _ARC = rb"(?P<url>[A-Za-z][A-Za-z0-9+.-]*:[^\n]{0,8192}) (?P<ip>\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F]*:[0-9a-fA-F:.]+|-)"
 ARC_LINE = re.compile(_ARC + rb" (?P<date>\S{1,40})(?P<type> [^\n]{0,1024})? (?P<size>-?\w+)[ \t]*\r*\n")
@@ -22,10 +23,12 @@ LOOK = 16 << 10
 """Bytes that decide whether a record starts here: an ARC line holds a whole URL."""
 
 
-def starts_record(data: bytes) -> bool:
-    """Whether these bytes, after blank lines, begin with a WARC version line or an ARC header line."""
-    head = data[:LOOK].lstrip(b"\r\n")
-    return bool(WARC_LINE.match(head) or ARC_LINE.match(head))
+def starts_record(data: bytes, at: int = 0) -> bool:
+    """Whether the bytes at `at`, after blank lines, begin with a WARC version line or an ARC header line."""
+    stop = at + LOOK
+    found = BLANK.match(data, at, stop)
+    begin = found.end() if found else at
+    return bool(WARC_LINE.match(data, begin, stop) or ARC_LINE.match(data, begin, stop))
 
 
 def find_header(data: bytes, start: int, arc: bool) -> int:
@@ -36,8 +39,7 @@ def find_header(data: bytes, start: int, arc: bool) -> int:
 
 def parse_warc_header(head: bytes) -> Start | None:
     """A WARC header (version line to blank line). None when it has neither a WARC-Type nor a Content-Length."""
-    lines = head.split(b"\n")
-    headers = parse_fields(lines[1:])
+    headers = parse_fields(head.partition(b"\n")[2])
     kind = headers.get("WARC-Type").lower()
     if not kind and "Content-Length" not in headers:
         return None

@@ -8,7 +8,15 @@ from typing import Literal
 from gristmill.curate.headers import BLANK_LINE
 from gristmill.curate.http_body import split_head, vouched
 from gristmill.curate.warc_container import Compressed, Gap, Plain
-from gristmill.curate.warc_parse import LOOK, WARC_LINE, find_header, parse_arc_line, parse_warc_header, starts_record
+from gristmill.curate.warc_parse import (
+    BLANK,
+    LOOK,
+    WARC_LINE,
+    find_header,
+    parse_arc_line,
+    parse_warc_header,
+    starts_record,
+)
 from gristmill.curate.warc_types import Damage, Limits, Record, Start
 
 Outcome = Literal["whole", "crossed", "cut", "short", "moved", "failed"]
@@ -17,6 +25,8 @@ the bytes read; its file ended; its member ended and the cursor stands at the ne
 
 HEADER_COST = 2048
 """Bytes that a held record's header costs, about."""
+WHOLE = 4 << 20
+"""Bytes of a member that are read before its first record is parsed."""
 
 
 class Reader:
@@ -41,6 +51,10 @@ class Reader:
 
     def run(self) -> Iterator[Record | Damage]:
         while self.advance():
+            if self.gz and (record := self.only(self.gz)):
+                yield from self.take_ready()
+                yield record
+                continue
             while self.one():
                 if not self.pending:
                     yield from self.take_ready()
@@ -51,7 +65,7 @@ class Reader:
     def take_ready(self) -> list[Record | Damage]:
         """What can be yielded, in file order (a gap may be noted before the record that runs across it is complete)."""
         ready, self.ready = self.ready, []
-        return sorted(ready, key=lambda r: (r.offset, r.inner))
+        return ready if len(ready) < 2 else sorted(ready, key=lambda r: (r.offset, r.inner))
 
     # --- the cursor ---------------------------------------------------------------------------------------------
 
@@ -81,10 +95,9 @@ class Reader:
 
     def skip_blank(self) -> None:
         while True:
-            some = self.buf[self.i : self.i + LOOK]
-            left = len(some.lstrip(b"\r\n"))
-            self.i += len(some) - left
-            if left or (self.i >= len(self.buf) and (self.over or not self.fill())):
+            if found := BLANK.match(self.buf, self.i):
+                self.i = found.end()
+            if self.i < len(self.buf) or self.over or not self.fill():
                 return
 
     def place(self) -> tuple[int, int]:
@@ -100,10 +113,38 @@ class Reader:
     def boundary(self) -> bool:
         """Whether a record may end here: the member does, or the next record begins."""
         self.ensure(LOOK)
-        rest = self.buf[self.i : self.i + LOOK].lstrip(b"\r\n")
-        return not rest or starts_record(rest)
+        found = BLANK.match(self.buf, self.i, self.i + LOOK)
+        blank = found is not None and found.end() in (len(self.buf), self.i + LOOK)
+        return blank or starts_record(self.buf, self.i)
 
     # --- records ------------------------------------------------------------------------------------------------
+
+    def only(self, gz: Compressed) -> Record | None:
+        """The record of a member that holds one, whole, and nothing else: nearly every member of nearly every crawl.
+
+        `one` would find the same in three times the time. Else None, with the bytes read so far before the cursor.
+        """
+        pieces = [gz.read()]
+        made = len(pieces[0])
+        while gz.codec is not None and made < WHOLE:
+            pieces.append(gz.read())
+            made += len(pieces[-1])
+        self.buf = buf = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if gz.codec is not None or gz.fault or not WARC_LINE.match(buf):
+            return None
+        end = BLANK_LINE.search(buf, 0, self.limits.max_header_bytes)
+        start = parse_warc_header(buf[: end.start()]) if end else None
+        if start is None or end is None or start.size is None or start.size > self.limits.max_block_bytes:
+            return None
+        begin, stop = end.end(), end.end() + start.size
+        blank = BLANK.match(buf, stop) if stop <= made else None
+        if blank is None or blank.end() < made:
+            return None
+        self.any, self.arc = True, False
+        return Record(
+            start.kind, start.headers, start.url, start.date, start.record_id, gz.offset, 0, gz.end - gz.offset,
+            buf[begin:stop], content_type=start.content_type,
+        )  # fmt: skip
 
     def one(self) -> bool:
         """Reads one record or one stretch of garbage. False at the end of the current member."""

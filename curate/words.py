@@ -13,35 +13,38 @@ from __future__ import annotations
 
 import re
 import threading
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gristmill.curate.kernels import BASE, PRIME
+from gristmill.curate.segmenter import ALPHA as ALPHA
+from gristmill.curate.segmenter import (
+    CHUNK_COLUMNS,
+    LONG,
+    WORD_COLUMNS,
+    Column,
+    Ints,
+    Segmenter,
+    Segments,
+)
+from gristmill.curate.segmenter import NONSYMBOL as NONSYMBOL
+from gristmill.curate.segmenter import STOP_SHIFT as STOP_SHIFT
+from gristmill.curate.segmenter import STOP_WORDS as STOP_WORDS
+from gristmill.curate.segmenter import word_hash as word_hash
 from gristmill.curate.tokenizers import tokenizer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
-"""Gopher's stop words (Rae et al. 2021, appendix A1.1), matched case-sensitively as datatrove does."""
-
-MAX_ROWS = 1_000_000  # memo rows of one process, all languages: about 250 MB; then everything is forgotten
+MAX_ROWS = 1_000_000  # memo rows of one process, all languages: about 300 MB; then everything is forgotten
 MAX_CHARS = 64_000_000  # characters held by those rows
-LONG = 64  # longer chunks (URLs, base64, unspaced scripts) seldom come back and are not memoised
 JOINED = 256  # longest pair or run of chunks segmented together
 EXACT = 2_000  # longest chunk given to spaCy, whose affix loop is quadratic: 0.25 s for 2,000 brackets
 LONG_BUDGET = 50_000  # characters per document in chunks over LONG that spaCy gets; what exceeds is one word each
-ZONE = 4_096  # chunks segmented per spaCy memory zone, which frees the lexemes they made
+ZONE = 4_096  # chunks segmented in one call
 
-NONSYMBOL, ALPHA, STOP_SHIFT = 1, 2, 2
-"""Bits of a word's flags: has a character that is no punctuation; has a letter; from bit 2 on, index of its stop word
-plus one."""
-
-Ints = npt.NDArray[np.int64]
 Words64 = npt.NDArray[np.uint64]
 
 _RUNS = re.compile(r"\S+|\s+")
@@ -83,115 +86,28 @@ def split_line(line: str) -> tuple[list[str], int]:
     return chunks, n
 
 
-class _Column:
-    """A numpy array that grows by doubling."""
-
-    def __init__(self, dtype: npt.DTypeLike) -> None:
-        self._data = np.zeros(1024, dtype)
-        self.size = 0
-
-    def extend(self, values: Sequence[int]) -> None:
-        end = self.size + len(values)
-        if end > len(self._data):
-            grown = np.zeros(max(end, 2 * len(self._data)), self._data.dtype)
-            grown[: self.size] = self._data[: self.size]
-            self._data = grown
-        self._data[self.size : end] = values
-        self.size = end
-
-    def take(self, rows: Ints) -> npt.NDArray[Any]:
-        return self._data[rows]
-
-
-@dataclass
-class _Rows:
-    """New rows, before they join the columns."""
-
-    start: list[int] = field(default_factory=list)
-    count: list[int] = field(default_factory=list)
-    hot: list[int] = field(default_factory=list)
-    breaks0: list[int] = field(default_factory=list)  # sentence breaks in a chunk entered without a pending full stop
-    breaks1: list[int] = field(default_factory=list)  # ... and with one
-    state0: list[int] = field(default_factory=list)  # 1 when the chunk leaves a full stop pending
-    state1: list[int] = field(default_factory=list)
-    length: list[int] = field(default_factory=list)
-    hash: list[int] = field(default_factory=list)
-    power: list[int] = field(default_factory=list)
-    flags: list[int] = field(default_factory=list)
-
-
-_CHUNK_COLUMNS: dict[str, npt.DTypeLike] = {
-    "start": np.int64,
-    "count": np.int64,
-    "hot": np.uint8,
-    "breaks0": np.int32,
-    "breaks1": np.int32,
-    "state0": np.uint8,
-    "state1": np.uint8,
-}
-_WORD_COLUMNS: dict[str, npt.DTypeLike] = {
-    "length": np.int64,
-    "hash": np.uint64,
-    "power": np.uint64,
-    "flags": np.uint8,
-}
-
-
 class Lexicon:
     """Chunks of one spaCy pipeline and their words. Call `begin` before each document; not thread-safe."""
 
     def __init__(self, code: str) -> None:
-        import spacy
-        from datatrove.utils.text import PUNCTUATION_SET
-        from spacy.pipeline.sentencizer import Sentencizer
-        from spacy.symbols import IS_PUNCT, ORTH
-        from spacy.tokenizer import Tokenizer
-
         self.code = code
-        self._nlp = spacy.blank(code)
-        # spaCy cannot forget the lexeme whose key is 1 when a memory zone ends and fails at its next use (datatrove
-        # then deletes the word from the text, from the second document on); made outside any zone, it stays
-        self._nlp.vocab["IS_ALPHA"]
-        tok: Any = self._nlp.tokenizer
-        self._tokenizer = tok
-        # the same tokenizer without special cases, to see which tokens a special case is matched on
-        self._bare = Tokenizer(
-            self._nlp.vocab,
-            rules={},
-            prefix_search=tok.prefix_search,
-            suffix_search=tok.suffix_search,
-            infix_finditer=tok.infix_finditer,
-            token_match=tok.token_match,
-            url_match=tok.url_match,
-        )
-        self._special = frozenset(part.get(ORTH) for parts in tok.rules.values() for part in parts)
-        self._pairs: set[tuple[str, str]] = set()
-        for special in tok.rules:
-            tokens = [t.text for t in self._bare(special) if not t.is_space]
-            self._pairs.update(pairwise(tokens))
-        self._firsts = {second for _, second in self._pairs}
-        self._lasts = {first for first, _ in self._pairs}
-        # of the twenty attributes of a new lexeme only this one is read; the others take half of a miss
-        vocab: Any = self._nlp.vocab
-        vocab.lex_attr_getters = {IS_PUNCT: vocab.lex_attr_getters[IS_PUNCT]}
-        self._punctuation = PUNCTUATION_SET
-        self._terminals = frozenset(Sentencizer.default_punct_chars)
-        self._stop = {word: i + 1 << STOP_SHIFT for i, word in enumerate(STOP_WORDS)}
+        self._segmenter = Segmenter(code)
+        self._pairs = self._segmenter.pairs
         self.clear()
 
     def clear(self) -> None:
         """Forget everything. Changes no result."""
+        self._segmenter.forget()
         self._memo: dict[str, int] = {"\n": 0}
         self._long: dict[str, int] = {}
         self._budget = LONG_BUDGET
         self._edges: dict[int, tuple[set[str], set[str]]] = {}
         self._strings: list[str] = []
-        self._columns = {name: _Column(dtype) for name, dtype in {**_CHUNK_COLUMNS, **_WORD_COLUMNS}.items()}
-        self.rows = 0
+        self._columns = {name: Column(dtype) for name, dtype in {**CHUNK_COLUMNS, **WORD_COLUMNS}.items()}
         self.chars = 0
-        new = _Rows()
-        self._add(new, [], [0])
-        self._flush(new)
+        for name in CHUNK_COLUMNS:  # row 0: no words; to the sentence rule it is no punctuation
+            self._columns[name].extend([1 if name == "breaks1" else 0])
+        self.rows = 1
 
     def begin(self) -> None:
         """Start a document: long chunks of the one before are forgotten and the budget for them is renewed."""
@@ -223,7 +139,7 @@ class Lexicon:
     def gather(self, rows: Ints) -> Words:
         """Word features of a sequence of chunk rows."""
         at = self._positions(rows)
-        take = {name: self._columns[name].take(at) for name in _WORD_COLUMNS}
+        take = {name: self._columns[name].take(at) for name in WORD_COLUMNS}
         return Words(take["length"], take["hash"], take["power"], take["flags"])
 
     def word_count(self, rows: Ints) -> int:
@@ -262,73 +178,33 @@ class Lexicon:
         return any((a, b) in self._pairs for a in lasts for b in firsts)
 
     def _learn(self, chunks: Iterable[str]) -> None:
-        todo = [chunk for chunk in chunks if chunk not in self._long]
-        for at in range(0, len(todo), ZONE):
-            new = _Rows()
-            with self._nlp.memory_zone():  # frees the lexemes at the end: the vocabulary would grow without bound
-                for chunk in todo[at : at + ZONE]:
-                    row = self.rows + len(new.start)
-                    self._segment(new, row, chunk)
-                    if len(chunk) <= LONG:
-                        self._memo[chunk] = row
-                    else:
-                        self._long[chunk] = row
-            self._flush(new)
+        cut: list[str] = []
+        whole: list[str] = []
+        for chunk in chunks:
+            if len(chunk) <= LONG:
+                cut.append(chunk)
+            elif chunk not in self._long:
+                fits = len(chunk) <= min(EXACT, self._budget)
+                self._budget -= len(chunk) if fits else 0
+                (cut if fits else whole).append(chunk)
+        for at in range(0, len(cut), ZONE):
+            part = cut[at : at + ZONE]
+            self._add(part, self._segmenter.segment(part))
+        if whole:
+            self._add(whole, self._segmenter.whole(whole))
 
-    def _segment(self, new: _Rows, row: int, chunk: str) -> None:
-        tokens: list[str] = []
-        symbols: list[int] = []
-        if len(chunk) > LONG and len(chunk) > min(EXACT, self._budget):
-            self._add(new, [chunk], [0], 0, chunk)
-            return
-        if len(chunk) > LONG:
-            self._budget -= len(chunk)
-        for token in self._tokenizer(_utf8(chunk)):
-            text = token.text
-            symbols.append(2 if text in self._terminals else int(token.is_punct))
-            stripped = text.strip()
-            if stripped:
-                tokens.append(stripped)
-        hot = 0
-        if tokens:
-            firsts, lasts = {tokens[0]}, {tokens[-1]}
-            if not self._special.isdisjoint(tokens):  # then the tokens that special cases are matched on may differ
-                firsts.add(self._bare(_utf8(chunk[:LONG]))[0].text)
-                lasts.add(self._bare(_utf8(chunk[-LONG:]))[-1].text)
-            firsts &= self._firsts
-            lasts &= self._lasts
-            hot = (1 if firsts else 0) | (2 if lasts else 0)
-            if hot:
-                self._edges[row] = (firsts, lasts)
-        self._add(new, tokens, symbols, hot, chunk)
-
-    def _add(self, new: _Rows, tokens: list[str], symbols: list[int], hot: int = 0, chunk: str = "") -> None:
-        self.chars += len(chunk)
-        new.start.append(len(self._strings))
-        new.count.append(len(tokens))
-        new.hot.append(hot)
-        for state, breaks, after in ((0, new.breaks0, new.state0), (1, new.breaks1, new.state1)):
-            n, pending = 0, state
-            for symbol in symbols:  # spaCy's Sentencizer: full stops, then anything that is no punctuation
-                if symbol == 2:
-                    pending = 1
-                elif symbol == 0 and pending:
-                    n, pending = n + 1, 0
-            breaks.append(n)
-            after.append(pending)
-        for word in tokens:
-            self._strings.append(chunk if word == chunk else word)  # one string object, not two
-            new.length.append(len(word))
-            new.hash.append(word_hash(word))
-            new.power.append(pow(BASE, len(word), PRIME))
-            nonsymbol = not self._punctuation.issuperset(word)
-            alpha = any(map(str.isalpha, word))
-            new.flags.append((NONSYMBOL if nonsymbol else 0) | (ALPHA if alpha else 0) | self._stop.get(word, 0))
-
-    def _flush(self, new: _Rows) -> None:
-        for name, column in self._columns.items():
-            column.extend(getattr(new, name))
-        self.rows += len(new.start)
+    def _add(self, chunks: list[str], found: Segments) -> None:
+        for row, chunk in enumerate(chunks, self.rows):
+            (self._memo if len(chunk) <= LONG else self._long)[chunk] = row
+            self.chars += len(chunk)
+        for i, edges in found.edges.items():
+            self._edges[self.rows + i] = edges
+        count = found.chunks["count"]
+        self._columns["start"].extend(len(self._strings) + np.cumsum(count) - count)
+        self._strings += found.strings
+        for name, values in {**found.chunks, **found.words}.items():
+            self._columns[name].extend(values)
+        self.rows += len(chunks)
 
 
 def _joined(flat: list[str], joints: list[int]) -> tuple[list[str], list[int]]:
@@ -344,19 +220,6 @@ def _joined(flat: list[str], joints: list[int]) -> tuple[list[str], list[int]]:
             gone.append(at)
             at += 1
     return out + flat[at:], gone
-
-
-def _utf8(text: str) -> str:
-    """Text that spaCy can keep as UTF-8: lone surrogates become "?"."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
-def word_hash(word: str) -> int:
-    """Polynomial hash of a word's characters modulo 2**61 - 1; of a concatenation it follows from the parts'."""
-    h = 0
-    for c in word:
-        h = (h * BASE + ord(c) + 1) % PRIME
-    return h
 
 
 class Lexicons(threading.local):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,14 @@ def find_document(dataset: PackedDataset, id_or_url: str, root: Path) -> list[di
 
     Empty when it is in no row. Reads the provenance of every shard.
     """
-    stores = _Stores(dataset, root)
-    ids = (
-        [id_or_url] if len(id_or_url) == 32 and set(id_or_url) <= set("0123456789abcdef") else stores.ids_of(id_or_url)
-    )
+    is_id = len(id_or_url) == 32 and set(id_or_url) <= set("0123456789abcdef")
+    return find_documents(dataset, [id_or_url] if is_id else _Stores(dataset, root).ids_of(id_or_url), root)
+
+
+def find_documents(dataset: PackedDataset, ids: Collection[str], root: Path) -> list[dict[str, Any]]:
+    """Every place of many documents, given by id, in row order: what `trace_rows` gives. One pass over the provenance."""
     wanted = pa.array([bytes.fromhex(i) for i in ids], pa.binary(16))
-    rows = _Rows(dataset)
+    stores, rows = _Stores(dataset, root), _Rows(dataset)
     out = []
     for phase in dataset.manifest.phases:
         for shard in range(len(phase.shards)):
@@ -87,6 +89,19 @@ def find_document(dataset: PackedDataset, id_or_url: str, root: Path) -> list[di
                 _traced(p, stores) for p in _pieces(phase.name, table.filter(pc.is_in(table["id"], value_set=wanted)))
             ]
     return out
+
+
+def stored_documents(dataset: PackedDataset, root: Path) -> Iterator[tuple[Path, pa.Table]]:
+    """(docs.parquet, its table of COLUMNS) of each token store that the dataset was packed from.
+
+    Where one has moved, of every store under the root.
+    """
+    stores = _Stores(dataset, root)
+    paths = stores.paths if all(path.exists() for path in stores.paths) else stores.all_paths()
+    for path in paths:
+        table = stores.table(path)
+        if table is not None:
+            yield path, table
 
 
 def _traced(piece: Piece, stores: _Stores) -> dict[str, Any]:
@@ -146,7 +161,7 @@ class _Stores:
         self.root = Path(root)
         self._tables: dict[Path, pa.Table] = {}
 
-    def _table(self, path: Path) -> pa.Table | None:
+    def table(self, path: Path) -> pa.Table | None:
         if path not in self._tables:
             try:
                 self._tables[path] = pq.read_table(path, columns=COLUMNS)
@@ -154,15 +169,18 @@ class _Stores:
                 return None
         return self._tables[path]
 
+    def all_paths(self) -> list[Path]:
+        return sorted(self.root.glob("stages/tokens/*/docs.parquet"))
+
     def _elsewhere(self) -> Iterator[pa.Table]:
-        for path in sorted(self.root.glob("stages/tokens/*/docs.parquet")):
-            table = self._table(path)
+        for path in self.all_paths():
+            table = self.table(path)
             if table is not None:
                 yield table
 
     def document(self, piece: Piece) -> dict[str, Any]:
         """The document's row of docs.parquet. Raises FormatError when no store under the root has it."""
-        table = self._table(self.paths[piece.store]) if piece.store < len(self.paths) else None
+        table = self.table(self.paths[piece.store]) if piece.store < len(self.paths) else None
         if table is not None and piece.doc < table.num_rows and table["id"][piece.doc].as_py() == piece.id:
             return dict(table.slice(piece.doc, 1).to_pylist()[0])
         for table in self._elsewhere():
@@ -176,6 +194,6 @@ class _Stores:
 
     def ids_of(self, url: str) -> list[str]:
         """Ids of the documents with this URL, in the dataset's stores or, where those are gone, any under the root."""
-        tables = [t for t in map(self._table, self.paths) if t is not None] or list(self._elsewhere())
+        tables = [t for t in map(self.table, self.paths) if t is not None] or list(self._elsewhere())
         found = {i for t in tables for i in t.filter(pc.equal(t["url"], url))["id"].to_pylist()}
         return sorted(found)

@@ -11,14 +11,21 @@ from typing import Any
 from gristmill.core.errors import UsageError
 from gristmill.core.settings import Document, Loc, Mark, dotted
 from gristmill.core.stage import Stage
+from gristmill.curate.rules.engine import families_of
+from gristmill.curate.schema import Curate
+from gristmill.curate.schema_language import Wanted
+from gristmill.pipelines.language_labels import check_labels
+from gristmill.pipelines.named_files import resolved
 from gristmill.pipelines.schema import LoadedRecipe
 
 REGISTRY = {
     "curate.pages": "gristmill.curate.pages:Pages",
+    "curate.steps": "gristmill.curate.steps:Steps",
     "curate.measure": "gristmill.curate.measure:Measure",
     "curate.decide": "gristmill.curate.decide:Decide",
     "curate.signatures": "gristmill.curate.signatures:Signatures",
     "curate.clusters": "gristmill.curate.clusters:Clusters",
+    "curate.contamination": "gristmill.curate.contamination_stage:Contamination",
     "curate.quality": "gristmill.curate.quality_stage:QualityScores",
     "curate": "gristmill.curate.curated:Curated",
     "tokenizer": "gristmill.tokenize.stages:TokenizerStage",
@@ -93,13 +100,17 @@ def ancestors(nodes: Sequence[Node], to: str | None) -> list[Node]:
 def _slices(loaded: LoadedRecipe) -> list[tuple[str, dict[str, Any], dict[str, Origin]]]:
     recipe, doc = loaded.recipe, loaded.document
     curate = recipe.curate
-    data = curate.model_dump(mode="json", by_alias=True)
+    data = resolved(curate.model_dump(mode="json", by_alias=True), loaded.path.parent, doc)
 
     def at(*loc: str) -> Origin:
         return Origin(doc, loc)
 
+    languages = curate.language.for_pages()
+    languages["language"]["model"] = data["language"]["model"]  # where it was found
+    check_labels(loaded, data["language"]["model"])
+    data["language"] = {name: data["language"][name] for name in Wanted.model_fields}
+    reader = {"reader": recipe.input.reader.model_dump(mode="json")} if recipe.input.reader is not None else {}
     dedup = curate.dedup.exact or curate.dedup.minhash is not None
-    rules = curate.rules
     quality: dict[str, Any] | None = None
     if curate.quality is not None:
         from gristmill.curate.quality import model_digest
@@ -110,30 +121,47 @@ def _slices(loaded: LoadedRecipe) -> list[tuple[str, dict[str, Any], dict[str, O
     out: list[tuple[str, dict[str, Any], dict[str, Origin]]] = [
         (
             "curate.pages",
-            {"extract": data["extract"], "urls": data["urls"]},
-            {"extract": at("curate", "extract"), "urls": at("curate", "urls")},
+            {
+                "extract": data["extract"],
+                "urls": data["urls"],
+                "raw_duplicates": curate.dedup.raw_duplicates,
+                **languages,
+                **reader,
+            },
+            {
+                **{name: at("curate", name) for name in ("extract", "urls", "language")},
+                "gate": at("curate", "language", "gate"),
+                "reader": at("input", "reader"),
+                "wanted": at("curate", "language", "keep"),
+                "raw_duplicates": at("curate", "dedup", "raw"),
+            },
         ),
         (
             "curate.measure",
+            measured(curate, data),
             {
-                "c4": data["c4"] if rules.c4 is not None else None,
-                "short_line_chars": rules.fineweb.short_line_chars if rules.fineweb else 30,
-            },
-            {
+                "families": at("curate", "rules"),
                 "c4": at("curate", "c4"),
+                "refinedweb": at("curate", "refinedweb"),
                 "short_line_chars": at("curate", "rules", "fineweb@datatrove", "short_line_chars"),
+                "stop_words": at("curate", "rules", "per_language"),
+                "languages": at("curate", "language", "keep"),
             },
         ),
         (
             "curate.decide",
-            {"language": data["language"], "rules": data["rules"]},
-            {"language": at("curate", "language"), "rules": at("curate", "rules")},
+            {name: data[name] for name in ("language", "rules", "takedown", "optout") if data[name] is not None},
+            {name: at("curate", name) for name in ("language", "rules", "takedown", "optout")},
         ),
     ]
-    block = data["dedup"]
+    block = {name: value for name, value in data["dedup"].items() if name != "raw"}
     if dedup:
         out.append(("curate.signatures", {"dedup": block}, {"minhash": at("curate", "dedup", "minhash")}))
         out.append(("curate.clusters", {"dedup": block}, {"dedup": at("curate", "dedup")}))
+    items: dict[str, Any] | None = data["decontaminate"]
+    if items is not None:
+        origins = {name: at("curate", "decontaminate", name) for name in items}
+        out.append(("curate.contamination", {"decontaminate": items, "dedup": block}, origins))
     if quality is not None:
         scoring = {k: v for k, v in quality.items() if k in ("model", "label", "sha256")}
         origins = {"quality": at("curate", "quality"), "label": at("curate", "quality", "label")}
@@ -143,7 +171,13 @@ def _slices(loaded: LoadedRecipe) -> list[tuple[str, dict[str, Any], dict[str, O
         "min_score": at("curate", "quality", "min_score"),
         "verify": at("curate", "dedup", "minhash", "verify"),
     }
-    out.append(("curate", {"quality": minimum, "dedup": block}, origins))
+    final = {"quality": minimum, "dedup": block, "pii": data["pii"]}
+    final["decontaminate"] = {name: items[name] for name in ("action", "min_overlap")} if items is not None else None
+    origins |= {name: at("curate", name) for name in ("decontaminate", "pii")}
+    out.append(("curate", final, origins))
+    if curate.steps:
+        out = [(name, {**config, "steps": True} if i else config, where) for i, (name, config, where) in enumerate(out)]
+        out.insert(1, ("curate.steps", {"steps": data["steps"]}, {"steps": at("curate", "steps")}))
     if recipe.tokenizer is not None:
         out.append(
             (
@@ -164,6 +198,22 @@ def _slices(loaded: LoadedRecipe) -> list[tuple[str, dict[str, Any], dict[str, O
         run, run_doc = loaded.run
         out.append(("train", {"run": run.model_dump(mode="json", by_alias=True)}, {"run": Origin(run_doc, ())}))
     return out
+
+
+def measured(curate: Curate, data: dict[str, Any]) -> dict[str, Any]:
+    """The config of `curate.measure`: what the rules compare, not how; `data` is the block as plain data."""
+    rules = curate.rules
+    families = families_of(rules)
+    stop_words = {label: own.stop_words for label, own in rules.languages.items() if own.stop_words}
+    return {
+        "families": families,
+        "c4": data["c4"] if "c4" in families else None,
+        "refinedweb": data["refinedweb"] if "refinedweb" in families else None,
+        "short_line_chars": rules.fineweb.short_line_chars if rules.fineweb else 30,
+        "stop_words": stop_words if "words" in families else {},
+        # while the gate acts `curate.pages` depends on `keep` too: with it off, a change of `keep` measures nothing again
+        **({"languages": wanted} if (wanted := curate.language.for_pages().get("wanted")) else {}),
+    }
 
 
 def _each(doc: Document, prefix: Loc, model: Any) -> dict[str, Origin]:

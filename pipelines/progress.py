@@ -55,7 +55,7 @@ class StageProgress:
 
     def line(self, final: bool = False) -> str:
         seconds = max(self.clock() - self.started, 1e-6)
-        text = f"{self.stage:<18} {self.finished:>5,}/{self.total:,}"
+        text = f"{self.stage:<20} {self.finished:>5,}/{self.total:,}"
         ran = self.finished - self.fresh
         if self.rows_now and self.maps_rows:
             text += f"   {_short(self.rows_now / seconds)} docs/s"

@@ -18,6 +18,7 @@ from gristmill.core.manifest import write_atomic
 LIBRARIES = (
     "gristmill",
     "trafilatura",
+    "resiliparse",
     "fasttext-numpy2",
     "datatrove",
     "spacy",

@@ -12,8 +12,9 @@ from pydantic import Field
 from gristmill.core.errors import ConfigError, Problem, UsageError
 from gristmill.core.places import find_yaml
 from gristmill.core.settings import Document, Loc, Settings, apply_overrides, parse_overrides, read_yaml, validate
-from gristmill.curate.schema import Curate
+from gristmill.curate.schema import Curate, Reader
 from gristmill.mixes.schema import Mixture
+from gristmill.pipelines.language_tables import named_table
 from gristmill.tokenize.schema import Tokenizer
 from gristmill.trainer.schema import TrainRun
 
@@ -26,6 +27,8 @@ class Input(Settings):
 
     paths: list[str] = []
     """Globs, files or fsspec URLs of .warc(.gz), .arc(.gz) files, or CommonCrawl `warc.paths(.gz)` lists."""
+    reader: Reader | None = None
+    """A reader of datatrove for files that are no archives: their rows take the place of WARC records, without extraction."""
     source: str = Field("web", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     """A name for this crawl, kept with every document's tokens: up to 64 letters, digits, `_`, `.` and `-`."""
 
@@ -64,9 +67,9 @@ class LoadedRecipe:
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Load a recipe with its mixture and training run. `--set mixture.…` and `--set train.…` reach into those files.
+    """Load a recipe with its mixture, training run and table of rules by language. `--set mixture.…` and `--set train.…` reach into those files.
 
-    Raises ConfigError with every problem of all three files at once; UsageError when a file is missing.
+    Raises ConfigError with every problem of all the files at once; UsageError when a file is missing.
     """
     path, label = find_yaml(name, "gristmill.pipelines")
     document = read_yaml(path, label)
@@ -102,6 +105,11 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
         problems += faults
         if value is not None:
             found[key] = (value, nested_doc)
+    table, faults = named_table(document, path.parent)
+    problems += faults
+    if table is not None and recipe is not None:
+        rules = recipe.curate.rules.model_copy(update={"per_language": table})
+        recipe = recipe.model_copy(update={"curate": recipe.curate.model_copy(update={"rules": rules})})
     for key, needs in (("mixture", "tokenizer"), ("train", "mixture")):
         lacking = data.get(key) is not None and data.get(needs) is None
         if lacking and not document.incomplete and not any(p.path == needs for p in problems):

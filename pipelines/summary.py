@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow.compute as pc
 
+from gristmill.core.docshards import read_table
 from gristmill.core.stage import Receipt
 from gristmill.pipelines.views import manifests
 
@@ -30,6 +32,8 @@ def collect(root: Path) -> dict[str, Any]:
             )
             if total["drops"]:
                 out["drops"][name] = total["drops"]
+    if "curate.contamination" in known:
+        out["contamination"] = _contamination(known["curate.contamination"].receipts)
     out["seconds"] = {name: manifest.total()["seconds"] for name, manifest in known.items()}
 
     def load(stage: str, name: str) -> Any:
@@ -54,21 +58,44 @@ def collect(root: Path) -> dict[str, Any]:
     metrics = load("train", "metrics.jsonl")
     if metrics:
         out["loss"] = [orjson.loads(line) for line in metrics.splitlines() if line]
+    evaluations = load("train", "evaluations.jsonl")
+    if evaluations:
+        out["evaluations"] = [orjson.loads(line) for line in evaluations.splitlines() if line]
     return out
+
+
+def _contamination(receipts: list[Receipt], examples: int = 3) -> dict[str, Any]:
+    """Per benchmark: documents whose strongest match is one of its items, the items, and the strongest matches."""
+    out: dict[str, Any] = {}
+    for receipt in receipts:
+        table = read_table(receipt.output("contamination.parquet"))
+        for row in table.filter(pc.equal(table["rank"], 0)).to_pylist():
+            entry = out.setdefault(row["benchmark"], {"documents": 0, "items": set(), "strongest": []})
+            entry["documents"] += 1
+            entry["items"].add(row["item"])
+            kept = {name: row[name] for name in ("item", "field", "overlap", "matched", "grams", "id", "url", "quote")}
+            entry["strongest"] = sorted([*entry["strongest"], kept], key=lambda r: (-r["overlap"], r["id"]))[:examples]
+    return {name: {**entry, "items": sorted(entry["items"])} for name, entry in sorted(out.items())}
 
 
 def render(found: dict[str, Any]) -> str:
     """The report for a terminal."""
-    lines = ["funnel", f"  {'':<18} {'rows in':>10} {'rows out':>10}"]
+    lines = ["funnel", f"  {'':<20} {'rows in':>10} {'rows out':>10}"]
     most = max((f["rows_in"] for f in found["funnel"]), default=1) or 1
     for f in found["funnel"]:
         bar = "█" * round(BAR * f["rows_out"] / most)
         extra = f"  {f['quarantined']} quarantined" if f["quarantined"] else ""
-        lines.append(f"  {f['stage']:<18} {f['rows_in']:>10,} {f['rows_out']:>10,}  {bar}{extra}")
+        lines.append(f"  {f['stage']:<20} {f['rows_in']:>10,} {f['rows_out']:>10,}  {bar}{extra}")
     for stage, drops in found["drops"].items():
         top = sorted(drops.items(), key=lambda item: (-item[1], item[0]))
         shown = ", ".join(f"{reason} {n:,}" for reason, n in top[:6])
         lines.append(f"  dropped by {stage}: {shown}{f' and {len(top) - 6} more' if len(top) > 6 else ''}")
+    for name, entry in found.get("contamination", {}).items():
+        lines.append(f"  {name}: {len(entry['items']):,} items in {entry['documents']:,} documents")
+        for r in entry["strongest"]:
+            lines.append(
+                f"    {r['item']} {r['field']} {r['overlap']:.0%} of {r['grams']} n-grams in {r['url']}: {r['quote']}"
+            )
     if "fertility" in found:
         from gristmill.tokenize.fertility import render as render_fertility
 
@@ -88,6 +115,10 @@ def render(found: dict[str, Any]) -> str:
                 f"  loss {summary.get('first_loss', 0):.3f} → {summary.get('final_loss', 0):.3f} in {summary.get('steps', 0):,} steps, "
                 f"{summary.get('tokens', 0):,} tokens, {summary.get('params', 0):,} parameters"
             )
+        if found.get("evaluations"):
+            from gristmill.pipelines.report.training import evaluation_lines
+
+            lines += evaluation_lines(found["evaluations"])
     if found.get("generated"):
         lines += ["", "generated", "  " + " ".join(str(found["generated"]).split())]
     return "\n".join(lines)

@@ -191,9 +191,9 @@ def _openable(root: Path, run: str | None, rows: list[dict[str, Any]]) -> list[d
 
 
 def verify(root: Path, rows: Sequence[dict[str, Any]], run_id: str | None = None, *, with_text: bool = False) -> None:
-    """Prove each piece: cut its WARC range, extract, rewrite and encode it again, compare with the row's tokens.
+    """Prove each piece: cut its WARC range, extract, rewrite, clean of addresses and encode it again, compare its tokens.
 
-    Sets `verified` and `text_version` on each row ("c4" where the C4 line rules rewrote the extracted text), and with
+    Sets `verified` and `text_version` on each row ("c4" or "refinedweb" where those line rules rewrote the extracted text), and with
     `with_text` the document's whole `text`. Raises GristmillError at the first difference.
     """
     from gristmill.tokenize.codec import Codec
@@ -202,13 +202,16 @@ def verify(root: Path, rows: Sequence[dict[str, Any]], run_id: str | None = None
     codec = Codec(dataset.folder / "tokenizer.json")
     known = manifests(root)
     settings = known["curate.pages"].receipts[0].config
-    c4 = known["curate.measure"].receipts[0].config["c4"]
+    measured = known["curate.measure"].receipts[0].config
+    steps = known["curate.steps"].receipts[0].config["steps"] if "steps" in measured else []
+    pii = known["curate"].receipts[0].config.get("pii")
     versions = _text_versions(root, {row["id"] for row in rows})
     texts: dict[str, str] = {}
     encoded: dict[str, list[int]] = {}
     for row in rows:
         if row["id"] not in encoded:
-            text = texts[row["id"]] = _rebuild(row, settings, c4, versions[row["id"]])
+            text = _rebuild(row, settings, steps, measured, versions[row["id"]])
+            text = texts[row["id"]] = _without_addresses(text, row["id"], pii)
             encoded[row["id"]] = [*codec.encode_batch([text])[0].tolist(), codec.eos]
         row["text_version"] = versions[row["id"]][0]
         if with_text:
@@ -223,20 +226,44 @@ def verify(root: Path, rows: Sequence[dict[str, Any]], run_id: str | None = None
 
 
 def _rebuild(
-    row: dict[str, Any], settings: dict[str, Any], c4: dict[str, Any] | None, version: tuple[str, str, int]
+    row: dict[str, Any],
+    settings: dict[str, Any],
+    steps: list[dict[str, Any]],
+    measured: dict[str, Any],
+    version: tuple[str, str, int],
 ) -> str:
     from gristmill.curate.pages import text_of_range
-    from gristmill.curate.schema import C4Rewrite, Extract
+    from gristmill.curate.schema import Extract
 
-    extract = Extract(**settings["extract"])
+    try:
+        extract = Extract(**settings["extract"])
+    except ValueError as error:  # a user's own engine that is not installed here
+        raise UsageError(f"this machine cannot extract as the run did: {error}") from error
     place = (row["warc_file"], row["warc_offset"], row["warc_length"])
-    text = text_of_range(*place, extract, row["warc_name"], inner=version[2])
+    if "reader" in settings:
+        from gristmill.curate.reader_pages import text_of_row
+
+        text = text_of_row(row["warc_file"], settings["reader"], row["warc_offset"])
+    else:
+        text = text_of_range(*place, extract, row["warc_name"], inner=version[2])
+    if steps:
+        from gristmill.curate.steps import rewritten
+
+        text = rewritten(steps, {**{name: row[name] for name in ("id", "url", "date", "language")}, "text": text})
     if version[0] == "raw":
         return text
-    from gristmill.curate.measure import measure_batch
+    from gristmill.curate.final_text import REWRITTEN
+    from gristmill.curate.measure import Plan, measure_batch
 
-    measured = measure_batch([text], [version[1]], C4Rewrite(**(c4 or {})), 30)
-    return str(measured["c4.text"][0].as_py())
+    plan = Plan.of({**measured, "families": [version[0]]})
+    again = measure_batch([text], [version[1]], None, plan.short_line_chars, plan)
+    return str(again[REWRITTEN[version[0]]][0].as_py())
+
+
+def _without_addresses(text: str, document: str, pii: dict[str, Any] | None) -> str:
+    from gristmill.curate.pii import clean
+
+    return text if pii is None else clean(text, document, **pii).text
 
 
 def _text_versions(root: Path, ids: set[str]) -> dict[str, tuple[str, str, int]]:
@@ -290,6 +317,7 @@ def find(root: Path, what: str) -> dict[str, Any]:
 
     look("curate.pages", "drops.parquet", None)
     look("curate.pages", "pages.parquet", "extracted")
+    look("curate.steps", "drops.parquet", None)
     _decided(known, documents)
     look("curate", "drops.parquet", None)
     look("curate", "documents.parquet", "kept")
@@ -297,7 +325,7 @@ def find(root: Path, what: str) -> dict[str, Any]:
     if "shards" in known:
         from gristmill.mixes.tracing import find_document
 
-        dataset, run, order = _current_order(root)
+        dataset, run, order = current_order(root)
         for doc in documents.values():
             if doc["fate"] == "kept":
                 places_here = find_document(dataset, doc["id"], root)
@@ -307,7 +335,7 @@ def find(root: Path, what: str) -> dict[str, Any]:
     return {"format": "gristmill-find-1", "documents": list(documents.values()), "places": trained}
 
 
-def _current_order(root: Path) -> tuple[PackedDataset, str | None, DataOrder]:
+def current_order(root: Path) -> tuple[PackedDataset, str | None, DataOrder]:
     """The packed dataset, the run whose steps are told and their order: the latest run where it trained on this dataset."""
     from gristmill.trainer.order import DataOrder
 

@@ -73,16 +73,16 @@ def show(root: Path, *, by_file: bool = False) -> dict[str, Any]:
 
 def render_show(view: dict[str, Any]) -> str:
     """The ledger as a table: rows in and out, then every reason with its count."""
-    lines = [f"{'stage':<18} {'tasks':>5} {'rows in':>11} {'rows out':>11} {'dropped':>9} {'quarant.':>8}  digest"]
+    lines = [f"{'stage':<20} {'tasks':>5} {'rows in':>11} {'rows out':>11} {'dropped':>9} {'quarant.':>8}  digest"]
     for s in view["stages"]:
         dropped = "-" if s["drops"] is None else f"{sum(s['drops'].values()):,}"
         lines.append(
-            f"{s['stage']:<18} {s['tasks']:>5,} {s['rows_in']:>11,} {s['rows_out']:>11,} {dropped:>9} "
+            f"{s['stage']:<20} {s['tasks']:>5,} {s['rows_in']:>11,} {s['rows_out']:>11,} {dropped:>9} "
             f"{s['quarantined']:>8,}  {s['digest'][:12]}{'' if s['complete'] else '  INCOMPLETE'}"
         )
         for reason, n in sorted((s["drops"] or {}).items(), key=lambda item: (-item[1], item[0])):
-            lines.append(f"{'':<18}       {reason:<36} {n:>9,}")
-        lines += [f"{'':<18}       {line}" for line in _note_lines(s["notes"])]
+            lines.append(f"{'':<20}       {reason:<36} {n:>9,}")
+        lines += [f"{'':<20}       {line}" for line in _note_lines(s["notes"])]
         for f in s.get("files", []):
             dropped = "-" if f["drops"] is None else f"{sum(f['drops'].values()):,}"
             lines.append(

@@ -33,6 +33,7 @@ def test_the_wheel_is_whole_and_works_without_torch(tmp_path: Path) -> None:
     assert "gristmill/tokenize/train.py" in names
     assert "gristmill/tokenize/__init__.py" not in names
     assert "gristmill/py.typed" in names
+    assert "gristmill/curate/rules/vectors/gopher@datatrove.jsonl" in names
     assert not [n for n in names if n.split("/")[0] not in ("gristmill",) and ".dist-info" not in n]
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['triton'] = None\n"

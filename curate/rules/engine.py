@@ -11,8 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gristmill.curate.rules.registry import NEEDS, RULES, Rule
-from gristmill.curate.schema import Rules
+from gristmill.core.expression import Expression, compile_expression
+from gristmill.core.settings import Settings
+from gristmill.curate.columns import CONDITION_SCHEMA, FAMILY, Family
+from gristmill.curate.rules.registry import GROUPS, NEEDS, RULES, Rule
+from gristmill.curate.schema_rules import Rules, UserRule
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -53,17 +56,36 @@ class Outcome:
         self.threshold[where] = threshold[where] if isinstance(threshold, np.ndarray) else threshold
 
 
-def sets_of(rules: Rules) -> dict[str, Mapping[str, Any]]:
-    """The rule sets that are on, by name -> their settings."""
-    dumped = rules.model_dump(by_alias=True)
-    return {name: block for name, block in dumped.items() if block is not None}
+Threshold = float | None
+"""None for rules without one ("set", "empty")."""
 
 
-def active(rules: Rules) -> list[tuple[Rule, float | None]]:
-    """Rules that are on, in order, each with its threshold (None for rules without one)."""
-    sets = sets_of(rules)
-    out: list[tuple[Rule, float | None]] = []
-    for rule in RULES:
+def sets_of(rules: Rules, language: str | None = None) -> dict[str, Mapping[str, Any]]:
+    """The rule sets that are on, by name -> their settings, for documents of a language."""
+    own = rules.of_language(language)
+    out: dict[str, Mapping[str, Any]] = {}
+    for name, info in type(rules).model_fields.items():
+        block = getattr(rules, name)
+        if not isinstance(block, Settings) or info.alias is None:
+            continue
+        settings = block.model_dump()
+        for key, value in (own.overrides(info.alias) if own is not None else {}).items():
+            settings[key] = {**settings[key], **value} if isinstance(value, dict) else value
+        out[info.alias] = settings
+    return out
+
+
+def in_order(rules: Rules) -> list[Rule]:
+    """The registry's rules in the order in which a recipe lets them decide."""
+    order = list(dict.fromkeys([*rules.order, *GROUPS]))
+    return sorted(RULES, key=lambda rule: order.index(rule.group))  # stable inside a group
+
+
+def active(rules: Rules, language: str | None = None) -> list[tuple[Rule, Threshold]]:
+    """Rules that are on for documents of a language, in order, each with its threshold."""
+    sets = sets_of(rules, language)
+    out: list[tuple[Rule, Threshold]] = []
+    for rule in in_order(rules):
         if rule.set not in sets:
             continue
         if rule.setting is None:
@@ -75,20 +97,39 @@ def active(rules: Rules) -> list[tuple[Rule, float | None]]:
         if rule.operator == "set":
             if value:
                 out.append((rule, None))
-        elif value is not None:
+        elif value is not None and not (value == 0 and rule.zero_is_off):
             out.append((rule, float(value)))
     return out
 
 
+def conditions(rules: Rules) -> list[tuple[UserRule, Expression]]:
+    """The user's rules with their expressions."""
+    return [(rule, compile_expression(rule.drop_if, CONDITION_SCHEMA)) for rule in rules.mine]
+
+
 def columns_of(rules: Rules) -> list[str]:
-    """The measured columns that these rules read."""
-    names: dict[str, None] = {"c4.sentences": None}
-    for rule, _ in active(rules):
-        for prefix in ("raw", "c4") if rule.metric.startswith("*.") else ("",):
-            names[rule.metric.replace("*", prefix)] = None
-        if rule.needs is not None:
-            names[NEEDS[rule.needs]] = None
+    """The measured columns that these rules read, for any language."""
+    names: dict[str, None] = dict.fromkeys(REWRITES.values())
+    for language in (None, *rules.languages):
+        for rule, _ in active(rules, language):
+            for prefix in ("raw", "c4") if rule.metric.startswith("*.") else ("",):
+                names[rule.metric.replace("*", prefix)] = None
+            if rule.needs is not None:
+                names[NEEDS[rule.needs]] = None
+    for _, expression in conditions(rules):
+        names.update(dict.fromkeys(expression.columns))
     return list(names)
+
+
+def families_of(rules: Rules) -> list[Family]:
+    """What must be measured: families of the columns that any rule of a set that is on reads, whatever its threshold."""
+    on = sets_of(rules)
+    names = {column for _, expression in conditions(rules) for column in expression.columns}
+    for rule in RULES:
+        if rule.set in on:
+            names |= {rule.metric.replace("*", "raw"), *([] if rule.needs is None else [NEEDS[rule.needs]])}
+    found = {FAMILY[name] for name in names if name in FAMILY} - {"size"}
+    return sorted(found)
 
 
 def column(measures: pa.Table, name: str) -> Floats:
@@ -97,12 +138,79 @@ def column(measures: pa.Table, name: str) -> Floats:
     return values
 
 
-def rewritten(measures: pa.Table, rules: Rules) -> Bools:
-    """Where the C4 set is on and applies, so that the C4-rewritten text takes the raw one's place."""
-    if rules.c4 is None:
-        return np.zeros(measures.num_rows, bool)
-    there: Bools = ~np.isnan(column(measures, "c4.sentences"))
-    return there
+REWRITES = {"c4": "c4.sentences", "refinedweb": "refinedweb.words"}
+"""Text versions that replace the raw text -> the column that is null where the version is not there."""
+
+
+def text_versions(measures: pa.Table, rules: Rules) -> npt.NDArray[np.object_]:
+    """Which text stands at the end: "c4" or "refinedweb" where that set is on and applies to the language, else "raw"."""
+    out = np.full(measures.num_rows, "raw", object)
+    for version, marker in REWRITES.items():
+        if getattr(rules, version) is not None:
+            out[~np.isnan(column(measures, marker))] = version
+    return out
+
+
+def judges_c4(rules: Rules) -> bool:
+    """Whether C4 rewrites before FineWeb's rules look."""
+    order = list(dict.fromkeys([*rules.order, *GROUPS]))
+    return rules.c4 is not None and order.index("c4@datatrove") < order.index("fineweb@datatrove")
+
+
+@dataclass(frozen=True)
+class Variants:
+    """Documents by what the table says of their language: variant 0 is for all that it does not name."""
+
+    labels: list[str | None]
+    of: npt.NDArray[np.intp]
+    rules: list[dict[str, Threshold]]
+    """Per variant: the rules that are on, by name, with their thresholds."""
+
+    @classmethod
+    def found(cls, measures: pa.Table, rules: Rules) -> Variants:
+        if not rules.languages:
+            return cls([None], np.zeros(measures.num_rows, np.intp), [_by_name(rules, None)])
+        coded = measures.column("language").combine_chunks().dictionary_encode()
+        values: list[str | None] = coded.dictionary.to_pylist()
+        labels: list[str | None] = [None, *sorted(v for v in values if v is not None and rules.of_language(v))]
+        places = [labels.index(v) if v in labels else 0 for v in values]
+        of = np.array([*places, 0], np.intp)[coded.indices.fill_null(len(places)).to_numpy(zero_copy_only=False)]
+        return cls(labels, of, [_by_name(rules, label) for label in labels])
+
+    def on(self, name: str) -> Bools:
+        """Per document: whether the rule is on."""
+        found: Bools = np.array([name in rules for rules in self.rules])[self.of]
+        return found
+
+    def threshold(self, name: str) -> Floats:
+        """Per document: the rule's threshold, NaN where it has none or is off."""
+        limits = [rules.get(name) for rules in self.rules]
+        found: Floats = np.array([np.nan if limit is None else limit for limit in limits])[self.of]
+        return found
+
+
+def _by_name(rules: Rules, language: str | None) -> dict[str, Threshold]:
+    return {rule.name: threshold for rule, threshold in active(rules, language)}
+
+
+def values_of(rule: Rule, measures: pa.Table, c4: Bools) -> Floats:
+    """What a rule compares, per document; `c4` says where its text is the one that C4 rewrote."""
+    if not rule.metric.startswith("*."):
+        return column(measures, rule.metric)
+    raw, new = (column(measures, rule.metric.replace("*", prefix)) for prefix in ("raw", "c4"))
+    return np.where(c4, new, raw)
+
+
+def failing(rule: Rule, value: Floats, threshold: Floats, measures: pa.Table, both: Bools) -> Bools:
+    """Where a rule that is on drops. `both`: lorem ipsum and curly brackets both drop documents there."""
+    if rule.operator == "empty":
+        return np.asarray(value == 0)
+    if rule.operator == "set":
+        fails = ~np.isnan(value)
+        if rule.name == "c4.lorem_ipsum" and both.any():  # datatrove stops at the first line that has either
+            fails &= ~(both & (column(measures, "c4.curly_bracket_line") < value))
+        return fails
+    return np.asarray(value < threshold if rule.operator == "<" else value > threshold)
 
 
 def apply(measures: pa.Table, rules: Rules, outcome: Outcome) -> Counter[str]:
@@ -112,30 +220,27 @@ def apply(measures: pa.Table, rules: Rules, outcome: Outcome) -> Counter[str]:
     """
     notes: Counter[str] = Counter()
     entered = outcome.open
-    c4 = rewritten(measures, rules)
-    on = active(rules)
-    lacking = {need: np.isnan(column(measures, marker)) for need, marker in NEEDS.items() if _needed(on, need)}
-    both = {rule.name for rule, _ in on} >= {"c4.lorem_ipsum", "c4.curly_bracket"}
-    for rule, threshold in on:
-        if rule.needs is not None and (n := int((lacking[rule.needs] & entered).sum())):
-            notes[f"rule_not_applied.{rule.name}"] = n
-        if rule.metric.startswith("*."):
-            raw, new = (column(measures, rule.metric.replace("*", prefix)) for prefix in ("raw", "c4"))
-            value = np.where(c4, new, raw)
+    variants = Variants.found(measures, rules)
+    c4 = (text_versions(measures, rules) == "c4") & judges_c4(rules)
+    both = variants.on("c4.lorem_ipsum") & variants.on("c4.curly_bracket")
+    known = set().union(*variants.rules)
+    lacking: dict[str, Bools] = {}
+    for rule in in_order(rules):
+        if rule.name not in known:
+            continue
+        on = variants.on(rule.name)
+        if rule.needs is not None:
+            if rule.needs not in lacking:
+                lacking[rule.needs] = np.isnan(column(measures, NEEDS[rule.needs]))
+            if n := int((lacking[rule.needs] & entered & on).sum()):
+                notes[f"rule_not_applied.{rule.name}"] = n
+        value, threshold = values_of(rule, measures, c4), variants.threshold(rule.name)
+        outcome.drop(failing(rule, value, threshold, measures, both) & on, rule.name, value, threshold)
+    for own, expression in conditions(rules):
+        simple = expression.simple
+        fails = expression.mask(measures).to_numpy(zero_copy_only=False)
+        if simple is None:
+            outcome.drop(fails, own.name)
         else:
-            value = column(measures, rule.metric)
-        if rule.operator == "empty":
-            fails = value == 0
-        elif rule.operator == "set":
-            fails = ~np.isnan(value)
-            if both and rule.name == "c4.lorem_ipsum":  # datatrove stops at the first line that has either
-                fails &= ~(column(measures, "c4.curly_bracket_line") < value)
-        else:
-            assert threshold is not None
-            fails = value < threshold if rule.operator == "<" else value > threshold
-        outcome.drop(fails, rule.name, value, np.nan if threshold is None else threshold)
+            outcome.drop(fails, own.name, column(measures, simple[0]), simple[2])
     return notes
-
-
-def _needed(on: list[tuple[Rule, float | None]], need: str) -> bool:
-    return any(rule.needs == need for rule, _ in on)

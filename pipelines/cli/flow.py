@@ -183,7 +183,7 @@ def status(root: Path, as_json: bool) -> None:
         last = found["last_run"]
         click.echo(f"last run {last['number']:04d}: {last['outcome']}, started {last['started']}")
     for s in found["stages"]:
-        click.echo(f"{s['stage']:<18} {s['tasks']:>5} tasks  {'complete' if s['complete'] else 'INCOMPLETE'}")
+        click.echo(f"{s['stage']:<20} {s['tasks']:>5} tasks  {'complete' if s['complete'] else 'INCOMPLETE'}")
 
 
 @click.command()

@@ -15,81 +15,149 @@ LATEST = 1 << 62  # stands for `--spike` without a step
 
 
 @click.command()
+@click.argument("stage", required=False)
 @root_option()
-@click.option("--by", type=click.Choice(["file"]), help="Also one ledger per input file.")
+@click.option("--by", metavar="KEYS", help="`file`: one ledger per input file. `language`, `domain` or both: a funnel.")
+@click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="Groups of a funnel to print.")
 @json_option
-def show(root: Path, by: str | None, as_json: bool) -> None:
+def show(stage: str | None, root: Path, by: str | None, top: int, as_json: bool) -> None:
     """The ledger: rows in and out of every stage, every drop reason with its count, and a content digest.
 
-    \b
-    Example:
-      gristmill show --root mill --by file
-    """
-    from gristmill.pipelines import views
+    With --by language or domain, a funnel: how many documents of each group every stage dropped, what was kept, and
+    the commonest reasons. STAGE prints one stage alone; a funnel is always of the whole of `curate`.
 
-    view = views.show(root, by_file=by == "file")
-    if as_json:
-        print_json(view)
-    else:
-        click.echo(views.render_show(view))
+    \b
+    Examples:
+      gristmill show --root mill --by file
+      gristmill show curate --root mill --by language,domain --top 30
+    """
+    from gristmill.pipelines import funnel, views
+
+    keys = tuple(dict.fromkeys(by.split(","))) if by else ()
+    if keys in ((), ("file",)):
+        view = views.show(root, by_file=bool(keys))
+        if stage is not None:
+            view["stages"] = [s for s in view["stages"] if s["stage"] == stage]
+            if not view["stages"]:
+                raise UsageError(f"{stage} has not run in {root}", hint="gristmill show --root DIR lists what has")
+        print_json(view) if as_json else click.echo(views.render_show(view))
+        return
+    if unknown := [key for key in keys if key not in funnel.KEYS]:
+        raise UsageError(f"--by {unknown[0]!r} is not known", hint="file, language, domain, or language,domain")
+    if stage not in (None, "curate"):
+        raise UsageError(f"a funnel is of the whole of `curate`, not of {stage}")
+    found = funnel.funnel(root, keys, top)
+    print_json(found) if as_json else click.echo(funnel.render(found))
 
 
 @click.command()
 @click.argument("reason", required=False)
 @root_option()
-@click.option("-n", "count", default=5, show_default=True, help="Documents to print.")
+@click.option(
+    "--doc", metavar="ID|URL", help="Every rule's value against its threshold for this document, kept or not."
+)
+@click.option(
+    "-n", "count", type=click.IntRange(1), default=5, show_default=True, help="Documents to print of a reason."
+)
+@click.option("--sample", type=click.IntRange(1), metavar="N", help="N documents of every reason, to --out.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where --sample writes: .jsonl, or .html for one page.",
+)
 @click.option("--seed", default=0, show_default=True, help="Which sample.")
 @click.option("--chars", default=300, show_default=True, help="Characters of each text.")
+@click.option("--all", "every", is_flag=True, help="With --doc: rules that are off, too.")
 @json_option
-def drops(reason: str | None, root: Path, count: int, seed: int, chars: int, as_json: bool) -> None:
-    """Print dropped documents with the measured value and its threshold; without REASON, list reasons.
+def drops(
+    reason: str | None,
+    root: Path,
+    doc: str | None,
+    count: int,
+    sample: int | None,
+    out: Path | None,
+    seed: int,
+    chars: int,
+    every: bool,
+    as_json: bool,
+) -> None:
+    """Print dropped documents with the measured value, its threshold and the text that was measured.
+
+    REASON is a reason or a family of them (gopher). Without it, list reasons with their counts. Samples are seeded: the
+    same documents from any number of workers.
 
     \b
-    Example:
+    Examples:
       gristmill drops gopher.too_few_stop_words -n 3 --root mill
+      gristmill drops --doc https://docs.example/page-1 --root mill
+      gristmill drops --sample 20 --out drops.html --root mill
     """
-    from gristmill.pipelines import dropped
+    from gristmill.pipelines import dropped, explained
 
-    if reason is None:
+    if sum(given is not None for given in (reason, doc, sample)) > 1:
+        raise UsageError("give one of REASON, --doc and --sample")
+    if (sample is None) != (out is None):
+        raise UsageError("--sample N goes with --out FILE")
+    if doc is not None:
+        documents = explained.explain_document(root, doc, chars)
+        if as_json:
+            print_json(documents)
+        for document in [] if as_json else documents:
+            click.echo(explained.render(document, every=every))
+    elif sample is not None and out is not None:
+        from gristmill.pipelines.report import curation, page
+
+        rows = dropped.samples(root, sample, seed, chars)
+        html = out.suffix in (".html", ".htm")
+        text = page.page(root.name, curation.section(curation.collect(root, rows))).encode() if html else b""
+        out.write_bytes(text if html else dropped.lines(rows))
+        say(f"{sum(map(len, rows.values())):,} documents of {len(rows)} reasons written to {out}")
+    elif reason is None:
         totals = dropped.reasons(root)
         if as_json:
             print_json(totals)
         for stage, name, n in [] if as_json else totals:
             click.echo(f"{n:>9,}  {name:<36} {stage}")
-        return
-    found = dropped.sample_of(root, reason, count, seed, chars)
-    if as_json:
-        print_json(found)
-        return
-    for row in found:
-        click.echo(dropped.render(row))
+    else:
+        found = dropped.sample_of(root, reason, count, seed, chars)
+        if as_json:
+            print_json(found)
+        for row in [] if as_json else found:
+            click.echo(dropped.render(row))
 
 
 @click.command()
-@click.argument("one", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("two", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("one", type=FOLDER)
+@click.argument("two", type=FOLDER)
+@click.option(
+    "-n", "count", type=click.IntRange(0), default=3, show_default=True, help="Documents per changed verdict."
+)
+@click.option("--seed", default=0, show_default=True, help="Which of them.")
 @json_option
-def diff(one: Path, two: Path, as_json: bool) -> None:
-    """Compare two roots stage by stage, by content: same digests, or which files and counts differ.
+def diff(one: Path, two: Path, count: int, seed: int, as_json: bool) -> None:
+    """Compare two roots: digests stage by stage, settings that differ, and which documents changed verdict and why.
 
     \b
     Example:
-      gristmill diff mill mill-before
+      gristmill diff mill mill-with-other-thresholds -n 5
     """
-    from gristmill.pipelines import views
+    from gristmill.pipelines import verdicts, views
 
     rows = views.diff_roots(one, two)
+    documents = verdicts.compare(one, two, count, seed)
     if as_json:
-        print_json({"format": "gristmill-diff-1", "stages": rows})
+        print_json({"format": "gristmill-diff-2", "stages": rows, "documents": documents})
         return
     for row in rows:
         if row.get("only_in"):
-            click.echo(f"{row['stage']:<18} only in {row['only_in']}")
+            click.echo(f"{row['stage']:<20} only in {row['only_in']}")
         elif row["same"]:
-            click.echo(f"{row['stage']:<18} same")
+            click.echo(f"{row['stage']:<20} same")
         else:
             changes = [f"{k} {a:,} → {b:,}" for k, (a, b) in {**row["counts"], **row["drops"]}.items()]
-            click.echo(f"{row['stage']:<18} DIFFERS in {len(row['files'])} tasks  {'; '.join(changes)}")
+            click.echo(f"{row['stage']:<20} DIFFERS in {len(row['files'])} tasks  {'; '.join(changes)}")
+    click.echo(verdicts.render(documents))
 
 
 @click.command()
@@ -237,7 +305,7 @@ def _trace_spike(
 @click.option(
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write one page about the training run: losses, evaluations, guards, samples by checkpoint.",
+    help="Also write one page: what curation kept and dropped, with samples, and the training run: losses, evaluations, guards.",
 )
 def report(root: Path, as_json: bool, html: Path | None) -> None:
     """A summary of a root: the funnel, the tokenizer, the plan, the training run and a line of generated text.
@@ -250,14 +318,9 @@ def report(root: Path, as_json: bool, html: Path | None) -> None:
 
     found = summary.collect(root)
     if html is not None:
-        from gristmill.pipelines.report import training
-        from gristmill.pipelines.views import manifests
+        from gristmill.pipelines.report import whole
 
-        receipts = manifests(root)["train"].receipts if "train" in manifests(root) else []
-        if not receipts:
-            raise UsageError(f"{root} has no finished training run", hint="gristmill run RECIPE --root DIR --to train")
-        folder = Path(receipts[0].output("metrics.jsonl").path).parent
-        html.write_text(training.page(training.collect(folder)), encoding="utf-8")
+        html.write_text(whole.page(root), encoding="utf-8")
         say(f"wrote {html}")
     if as_json:
         print_json(found)

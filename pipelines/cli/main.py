@@ -30,6 +30,9 @@ COMMANDS = {
     "mix": "build",
     "train": "training",
     "quality": "build",
+    "takedown": "policy",
+    "export": "policy",
+    "rules": "rules",
 }
 
 

@@ -20,16 +20,6 @@ MOST_SAMPLES = 24  # checkpoints in the gallery: the first, the last and evenly 
 MOST_EVENTS = 200
 MEAN = 20  # steps of the smoothed loss
 
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
-h1,h2,h3{line-height:1.2} table{border-collapse:collapse;width:100%;margin:1rem 0} svg{width:100%;height:auto}
-th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid #ccc} td.n{text-align:right}
-svg text{font:11px system-ui,sans-serif;fill:currentColor} .grid{stroke:currentColor;opacity:.15}
-.border{stroke:currentColor;opacity:.4;stroke-dasharray:3 3} .mark{fill:#d55e00}
-.sample{white-space:pre-wrap;overflow-wrap:anywhere} .sample b{opacity:.6;font-weight:normal}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#161616}th,td{border-color:#444}}
-"""
-
 Record = dict[str, Any]
 
 
@@ -74,14 +64,8 @@ def _records(path: Path) -> Iterator[Record]:
                 yield found
 
 
-def page(found: Record, title: str = "Training") -> str:
-    """One HTML page, complete in itself."""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{section(found, title)}</body></html>\n"
-
-
 def section(found: Record, title: str = "Training") -> str:
-    """The same as a part of a larger page, without its style."""
+    """The part as HTML, without a page around it."""
     metrics, summary = found["metrics"], found["summary"]
     parts = [f"<h1>{escape(title)}</h1>"]
     if summary:

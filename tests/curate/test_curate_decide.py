@@ -14,16 +14,27 @@ from pydantic import ValidationError
 
 from gristmill.core.document import PAGE_SCHEMA
 from gristmill.core.hashing import canonical_json, sha256_file
-from gristmill.core.stage import Outbox, Receipt, Shard
+from gristmill.core.stage import Outbox, Receipt, Shard, Task
 from gristmill.curate.decide import VERDICT_SCHEMA, Decide, decide_table
+from gristmill.curate.final_text import kept_documents
 from gristmill.curate.measure import MEASURE_SCHEMA, METRIC_SCHEMA, Measure, measure_batch
 from gristmill.curate.rules import NEEDS, RULES
 from gristmill.curate.rules.engine import active, columns_of
-from gristmill.curate.schema import C4, C4Rewrite, FineWeb, Gopher, Language, Rules
+from gristmill.curate.schema import C4, C4Rewrite, FineWeb, Gopher, GopherDclm, Language, RefinedWeb, Rules
 
+PEER = [rule for rule in RULES if rule.set.endswith("@datatrove")]
 ALL = Rules.model_validate({"gopher@datatrove": Gopher(), "c4@datatrove": C4(), "fineweb@datatrove": FineWeb()})
 OFF: dict[str, Any] = {
     name: ({} if name.endswith("ngram_chars") else None) for name in Gopher.model_fields if name != "min_words"
+}
+
+
+MODELS: dict[str, Any] = {
+    "gopher@datatrove": Gopher,
+    "c4@datatrove": C4,
+    "fineweb@datatrove": FineWeb,
+    "gopher@dclm": GopherDclm,
+    "refinedweb@dclm": RefinedWeb,
 }
 
 
@@ -75,16 +86,19 @@ def test_thresholds_are_kept_at_equality_and_off_at_null() -> None:
 
     assert reasons(table, Language(), on(50)) == ["gopher.too_few_words", None, "gopher.too_few_words"]
     assert reasons(table, Language(), on(None)) == [None] * 3
-    # datatrove reads 0 as off; here it is a threshold like any other
+    # datatrove reads 0 as off, and so does its set here; DCLM's is a threshold like any other
     zero = Rules.model_validate({"gopher@datatrove": Gopher(**{**OFF, "max_hash_ratio": 0.0}, min_words=None)})
     hashes = measured(language=["en"] * 2, language_score=[0.9] * 2, raw__hash_ratio=[0.01, 0.0])
-    assert reasons(hashes, Language(), zero) == ["gopher.hashes", None]
+    assert reasons(hashes, Language(), zero) == [None, None]
+    dclm = Rules.model_validate({"gopher@dclm": GopherDclm(min_words=None, max_symbol_ratio=0.0)})
+    symbols = measured(language=["en"] * 2, language_score=[0.9] * 2, raw__dclm_symbol_ratio=[0.01, 0.0])
+    assert reasons(symbols, Language(), dclm) == ["dclm.symbols", None]
 
 
 def test_first_rule_of_the_order_names_the_drop() -> None:
     columns: dict[str, list[Any]] = {"language": ["en"], "language_score": [0.9]}
     fails: dict[str, Any] = {"<": -1e9, ">": 1e9, "set": 1, "empty": 0}
-    for rule in reversed(RULES):  # make one more rule fail, from the last to the first: each time that one decides
+    for rule in reversed(PEER):  # make one more rule fail, from the last to the first: each time that one decides
         if rule.name.endswith(".empty"):
             continue
         for prefix in ("raw", "c4") if rule.metric.startswith("*.") else ("",):
@@ -171,14 +185,16 @@ def test_registry_is_sound() -> None:
     for rule in RULES:
         for prefix in ("raw", "c4") if rule.metric.startswith("*.") else ("",):
             assert METRIC_SCHEMA.field(rule.metric.replace("*", prefix))
-        model: Any = {"gopher@datatrove": Gopher, "c4@datatrove": C4, "fineweb@datatrove": FineWeb}[rule.set]
+        model: Any = MODELS[rule.set]
         assert rule.setting is None or rule.setting in model.model_fields
         assert (rule.setting is None) == (rule.operator == "empty")
-    every = {rule.setting for rule in RULES} - {None}
-    known = {*Gopher.model_fields, *C4.model_fields, *FineWeb.model_fields} - {"short_line_chars"}
-    assert every == known
+    every = {(rule.set, rule.setting) for rule in RULES if rule.setting is not None}
+    known = {(name, setting) for name, model in MODELS.items() for setting in model.model_fields}
+    assert every == known - {("fineweb@datatrove", "short_line_chars")}
     assert set(NEEDS) == {rule.needs for rule in RULES} - {None}
-    assert len(active(ALL)) == len(RULES)
+    assert [rule for rule, _ in active(ALL)] == PEER
+    dclm = Rules.model_validate({"gopher@dclm": {}, "refinedweb@dclm": {}})
+    assert [rule for rule, _ in active(dclm)] == [rule for rule in RULES if rule not in PEER]
     assert active(Rules()) == []
 
 
@@ -239,6 +255,40 @@ def test_stages_on_files(tmp_path: Path) -> None:
     assert dropped["language.not_kept"] == 2
     assert dropped["gopher.empty"] == 1
     assert counters.notes["rule_not_applied.gopher.too_few_words"] == 1
+
+
+def test_refinedweb_text_is_what_stays(tmp_path: Path) -> None:
+    prose = "\n".join(f"The miller and {a} went to {b} with what he had to sell of it." for a in "abcde" for b in "xyz")
+    texts = [prose + "\n3 likes", prose, "3 likes\n12 shares", prose]
+    rows: dict[str, list[Any]] = {name: [None] * 4 for name in PAGE_SCHEMA.names}
+    rows |= {"id": list("abcd"), "text": texts, "language": ["en"] * 3 + ["de"], "language_score": [0.9] * 4}
+    pages = tmp_path / "pages.parquet"
+    pq.write_table(pa.table(rows, schema=PAGE_SCHEMA), pages)
+    config: dict[str, Any] = {
+        "families": ["dclm", "refinedweb"],
+        "c4": None,
+        "short_line_chars": 30,
+        "refinedweb": {},
+        "stop_words": {},
+    }
+    path, _ = run(Measure(config), "curate.pages", pages, tmp_path / "1")
+    measures = path.rename(path.with_name("measures.parquet"))
+    assert pq.read_table(measures)["text_version_available"].to_pylist() == ["refinedweb"] * 3 + ["raw"]
+    settings: dict[str, Any] = {"language": {}, "rules": {"refinedweb@dclm": {}}}
+    verdict_file, counters = run(Decide(settings), "curate.measure", measures, tmp_path / "2")
+    verdicts = pq.read_table(verdict_file)
+    assert verdicts["reason"].to_pylist() == [None, None, "refinedweb.empty", None]
+    assert verdicts["text_version"].to_pylist() == ["refinedweb"] * 3 + ["raw"]
+    assert counters.notes["rule_not_applied.refinedweb.words_removed"] == 1
+    verdict_file = verdict_file.rename(verdict_file.with_name("verdicts.parquet"))
+    inputs = {
+        "curate.pages": (shard(pages),),
+        "curate.measure": (shard(measures),),
+        "curate.decide": (shard(verdict_file),),
+    }
+    kept = pa.concat_tables(kept_documents(Task("x", 1, "a", 0, {}, {}, inputs)))
+    assert kept["text"].to_pylist() == [prose, prose, prose]
+    assert kept["text_version"].to_pylist() == ["refinedweb", "refinedweb", "raw"]
 
 
 def test_measure_without_c4(tmp_path: Path) -> None:

@@ -208,12 +208,12 @@ def test_html_or_not(kind: str, body: bytes, html: bool, why: str) -> None:
 
 
 def test_the_html_type_among_several_wins() -> None:
-    headers = parse_fields([b"Content-Type: application/octet-stream", b"Content-Type: text/html"])
+    headers = parse_fields(b"Content-Type: application/octet-stream\nContent-Type: text/html")
     assert is_html(headers, b"text") == (True, "type")
 
 
 def test_header_fields() -> None:
-    headers = parse_fields([b"A: 1\r", b"a:2", b" more\r", b": nameless", b"nothing", b"B:\r", b"\xff: \xfe"])
+    headers = parse_fields(b"A: 1\r\na:2\n more\r\n: nameless\nnothing\nB:\r\n\xff: \xfe")
     assert list(headers) == [("A", "1"), ("a", "2 more"), ("B", ""), ("\xff", "\xfe")]
     assert (headers.get("a"), headers.get_all("A"), "b" in headers, "c" in headers) == (
         "1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from data_helper import shared_data
 
 from gristmill.core.errors import GristmillError, UsageError
 from gristmill.curate import language
-from gristmill.curate.language import LID_CHARS, LID_SHA256, UNKNOWN, Identifier, find_model, install, model_digest
+from gristmill.curate.language import LID_SHA256, UNKNOWN, Identifier, find_model, install, model_digest, sampled
+from gristmill.curate.schema_language import LID_CHARS, LID_SLICES
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +63,71 @@ def test_hostile_characters_change_nothing(identifier: Identifier) -> None:
     assert identifier.identify([plain + "\ud800"])[0][0] == "de"
 
 
-def test_only_the_first_characters_count(identifier: Identifier) -> None:
-    english = "The committee will meet again. " * 40
-    assert len(english) > LID_CHARS
-    assert identifier.identify([english]) == identifier.identify([english[:LID_CHARS] + "Der Ausschuss tagt. " * 500])
+@pytest.mark.parametrize(
+    ("length", "chars", "slices", "spans"),
+    [
+        (10, 12, 4, [(0, 10)]),
+        (12, 12, 4, [(0, 12)]),
+        (24, 12, 4, [(0, 3), (7, 10), (14, 17), (21, 24)]),
+        (13, 12, 4, [(0, 3), (3, 6), (6, 9), (10, 13)]),
+        (100, 12, 1, [(0, 12)]),
+        (100, 3, 16, [(0, 3)]),
+        (100, None, 16, [(0, 100)]),
+    ],
+)
+def test_a_long_text_is_read_in_slices(
+    length: int, chars: int | None, slices: int, spans: list[tuple[int, int]]
+) -> None:
+    text = "".join(chr(0x4E00 + i) for i in range(length))
+    assert sampled(text, chars, slices) == " ".join(text[a:b] for a, b in spans)
+
+
+def test_boilerplate_at_the_head_does_not_name_the_language(model: Path) -> None:
+    """1,500 English characters before 9,000 Japanese ones: the first 1,024 characters say English, slices Japanese."""
+    text = (
+        "We use cookies to improve your experience on this site. " * 27
+        + "図書館の新しい提案について話し合います。" * 450
+    )
+    assert Identifier(model, slices=1).identify([text])[0][0] == "en"
+    assert Identifier(model).identify([text])[0][0] == "ja"
+    assert Identifier(model, chars=None).identify([text])[0][0] == "ja"
+
+
+def test_slices_agree_with_whole_texts(model: Path) -> None:
+    """Real documents of at least 3,000 characters in 20 and more languages, each language's first twelve."""
+    import zstandard
+
+    path = shared_data("text/multi-docs.jsonl.zst")
+    with open(path, "rb") as f, zstandard.ZstdDecompressor().stream_reader(f) as stream:
+        rows = [json.loads(line) for line in io.TextIOWrapper(stream, "utf-8")]
+    by_language: dict[str, list[str]] = {}
+    for row in rows:
+        if len(row["text"]) >= 3_000 and len(by_language.setdefault(row["lang"], [])) < 12:
+            by_language[row["lang"]].append(row["text"][:20_000])
+    texts = [text for group in by_language.values() for text in group]
+    assert len(by_language) >= 20
+    whole, head, sliced = (
+        [label for label, _ in Identifier(model, chars, slices).identify(texts)]
+        for chars, slices in ((None, 1), (LID_CHARS, 1), (LID_CHARS, LID_SLICES))
+    )
+    agree = sum(a == b for a, b in zip(whole, sliced, strict=True))
+    assert agree >= 0.95 * len(texts)
+    assert agree > sum(a == b for a, b in zip(whole, head, strict=True))
+
+
+def test_an_end_of_line_word_ends_nothing(identifier: Identifier) -> None:
+    german = "Der Ausschuss trifft sich am Donnerstag um zehn Uhr im großen Saal."
+    assert identifier.identify(["</s> " + german])[0][0] == "de"
+    assert identifier.identify(["</s>"]) == [UNKNOWN]
+
+
+def test_likely_labels_hold_the_best_one(identifier: Identifier) -> None:
+    text = "Udvalget mødes på torsdag for at drøfte det nye forslag til biblioteket."
+    found = identifier.likely(text, 0.001)
+    assert found[0] == identifier.identify([text])[0]
+    assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
+    assert all(score >= 0.001 for _, score in found)
+    assert identifier.likely(" ", 0.001) == []
 
 
 def test_a_batch_is_its_texts(identifier: Identifier) -> None:
@@ -82,7 +145,8 @@ def test_agrees_with_the_library_on_real_sentences(identifier: Identifier, model
         rows = [json.loads(line) for line in f][::20]
     reference = fasttext.load_model(str(model))
     texts = [row["text"] for row in rows]
-    want = [reference.predict(t[:LID_CHARS].replace("\n", " "))[0][0].removeprefix("__label__") for t in texts]
+    assert max(map(len, texts)) <= LID_CHARS  # read whole
+    want = [reference.predict(t.replace("\n", " "))[0][0].removeprefix("__label__") for t in texts]
     assert [label for label, _ in identifier.identify(texts)] == want
     assert len(set(want)) > 40
 

@@ -262,7 +262,7 @@ def test_vector(name: str) -> None:
 
 def test_vectors_cover_every_rule() -> None:
     named = {vector.reason for vector in VECTORS.values()}
-    assert named - {None} == {rule.name for rule in RULES}
+    assert named - {None} == {rule.name for rule in RULES if rule.set.endswith("@datatrove")}
     assert len(VECTORS) >= 40
 
 

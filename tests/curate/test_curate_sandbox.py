@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ def plain(i: int, model: Path, size: int = 3) -> Answer:
     """What the sandbox must say of an innocent page: the same functions, in this process."""
     found = page_text(body(i, size=size), TYPE, Extract())
     language, score = Identifier(model).identify([found.text])[0]
-    return Answer(found.text, found.charset, language, score, notes=dict(found.notes))
+    return Answer(found.text, found.charset, language, score, notes=dict(found.notes), facts=dict(found.facts))
 
 
 def test_answers_in_order_and_equal_to_this_process(model: Path) -> None:
@@ -124,11 +125,11 @@ def strike_starts(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
     struck: list[int] = []
     begin = sandboxes._Child._start
 
-    def start(self: sandboxes._Child, settings: Extract, model: Path) -> None:
+    def start(self: sandboxes._Child, hello: Mapping[str, Any]) -> None:
         if len(struck) < times:
             struck.append(self.pid)
             os.kill(self.pid, signal.SIGKILL)
-        begin(self, settings, model)
+        begin(self, hello)
 
     monkeypatch.setattr(sandboxes._Child, "_start", start)
     return struck

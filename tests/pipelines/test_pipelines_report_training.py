@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from gristmill.pipelines.report import charts, training
+from gristmill.pipelines.report.page import page
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def folder(tmp_path):
 
 
 def test_the_page_shows_every_part(folder):
-    page = training.page(training.collect(folder))
+    html = page("run", training.section(training.collect(folder)))
     for heading in (
         "Loss",
         "Loss by source",
@@ -53,22 +54,22 @@ def test_the_page_shows_every_part(folder):
         "Gradient norm",
         "Learning rate",
     ):
-        assert f"<h2>{heading}</h2><svg" in page
+        assert f"<h2>{heading}</h2><svg" in html
     for text in ("1,000,000 tokens", "40.0% ± 10.0% (chance 25.0%)", "defer", "loss 9 &gt; 4", "anneal&lt;1&gt;"):
-        assert text in page
-    assert page.count("&lt;script&gt;") == 5  # one sample of this prompt per checkpoint, none of them markup
-    assert "<script" not in page
-    assert "code &amp; co" in page
-    assert page.index("&lt;script&gt;180") < page.index("&lt;script&gt;900")
-    assert page.count('class="mark"') == 2  # the event, below loss and gradient norm
-    for drawing in page.split("<svg")[1:]:
+        assert text in html
+    assert html.count("&lt;script&gt;") == 5  # one sample of this prompt per checkpoint, none of them markup
+    assert "<script" not in html
+    assert "code &amp; co" in html
+    assert html.index("&lt;script&gt;180") < html.index("&lt;script&gt;900")
+    assert html.count('class="mark"') == 2  # the event, below loss and gradient norm
+    for drawing in html.split("<svg")[1:]:
         ElementTree.fromstring("<svg" + drawing.partition("</svg>")[0] + "</svg>")
-    assert "http" not in page
+    assert "http" not in html
 
 
 def test_absent_and_damaged_files_leave_their_part_out(folder, tmp_path):
     empty = training.collect(tmp_path / "none")
-    assert "<h2>" not in training.page(empty)
+    assert "<h2>" not in page("run", training.section(empty))
     for name in ("metrics.jsonl", "evaluations.jsonl", "events.jsonl"):
         with open(folder / name, "ab") as file:
             file.write(b'[1]\n{"phase": "main"}\n{"step": "x"}\n{"st')
@@ -76,7 +77,7 @@ def test_absent_and_damaged_files_leave_their_part_out(folder, tmp_path):
     (folder / "summary.json").write_bytes(b"")
     found = training.collect(folder)
     assert [len(found[k]) for k in ("metrics", "evaluations", "samples")] == [900, 3, 5]
-    assert "Samples by checkpoint" in training.page(found)
+    assert "Samples by checkpoint" in page("run", training.section(found))
 
 
 def test_terminal_lines_compare_the_first_and_the_last_evaluation(folder):

@@ -60,6 +60,7 @@ def curated(folder: Path, name: str, docs: list[str | None]) -> Receipt:
         "dup_cluster_size": [1] * n,
         "dup_exact_copies": [1] * n,
     }
+    columns = {name: columns.get(name, [None] * n) for name in CURATED_SCHEMA.names}
     write_table(folder / "documents.parquet", pa.table(columns, schema=CURATED_SCHEMA))
     (folder / "drops.parquet").write_bytes(b"whatever")
     outputs = [
