@@ -124,7 +124,9 @@ def token_f1(gold: Path | None, wanted: Mapping[str, str]) -> dict[str, Any] | N
     if gold is None or not script.exists():
         return None
     done = subprocess.run(
-        [sys.executable, str(script), "--gold", str(gold), "--json"], stdout=subprocess.PIPE, stderr=sys.stderr
+        [sys.executable, str(script), "--gold", str(gold), "--json", "--settings", "peer", *set(wanted.values())],
+        stdout=subprocess.PIPE,
+        stderr=sys.stderr,
     )
     if done.returncode:
         return {"error": "benchmarks/extract.py failed"}

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--warc", required=True, metavar="GLOB")
     parser.add_argument("--pages", type=int, default=100_000)
-    parser.add_argument("--every", type=int, default=1_000)
+    parser.add_argument("--every", type=int, default=990, help="not a divisor of the recycling, where no process lives")
     parser.add_argument("--engine", default="trafilatura")
     parser.add_argument("--recycle", type=int, help="pages per extraction process (default: the recipe's)")
     parser.add_argument("--json", action="store_true")

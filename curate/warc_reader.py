@@ -25,7 +25,7 @@ the bytes read; its file ended; its member ended and the cursor stands at the ne
 
 HEADER_COST = 2048
 """Bytes that a held record's header costs, about."""
-WHOLE = 4 << 20
+WHOLE = 1 << 20
 """Bytes of a member that are read before its first record is parsed."""
 
 
@@ -122,7 +122,7 @@ class Reader:
     def only(self, gz: Compressed) -> Record | None:
         """The record of a member that holds one, whole, and nothing else: nearly every member of nearly every crawl.
 
-        `one` would find the same in three times the time. Else None, with the bytes read so far before the cursor.
+        `one` would find the same more slowly. Else None, with the bytes read so far before the cursor.
         """
         pieces = [gz.read()]
         made = len(pieces[0])

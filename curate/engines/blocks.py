@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gristmill.curate.engines import Favor
-from gristmill.curate.engines.blocks_dom import TAG_ID, Page, read_page
+from gristmill.curate.engines import Favor, RefusedPage
+from gristmill.curate.engines.blocks_dom import MAX_NODES, TAG_ID, Page, read_page
 from gristmill.curate.engines.blocks_features import WIDTH, measure
 from gristmill.curate.engines.blocks_hints import BIT
 from gristmill.curate.engines.blocks_model import best_cut, code_of, own_forest
@@ -21,8 +21,6 @@ from gristmill.curate.engines.blocks_scan import (
     TOKENS,
 )
 
-VERSION = 1
-"""Raised when this code or its weights give other texts."""
 RECALL_WEIGHTS: dict[str, float] = {"precision": 0.25, "balanced": 1.0, "recall": 4.0}
 """Squares of F's beta: F0.5, F1, F2."""
 _CLIMB = 12
@@ -34,10 +32,12 @@ def extract(html: str, *, tables: bool = True, comments: bool = False, favor: Fa
 
     `tables`: False leaves tables out that hold less than half of the text. `comments`: True keeps readers' comments
     as well. `favor`: the cut lies where the page's expected token F is highest, with the beta of `RECALL_WEIGHTS`.
-    Raises KeyError for any other `favor`; never for a page.
+    Raises KeyError for any other `favor`, RefusedPage for a page of more than MAX_NODES tags.
     """
     recall_weight = RECALL_WEIGHTS[favor]
     page = read_page(html)
+    if page.truncated:
+        raise RefusedPage("extract.too_many_nodes", None, MAX_NODES)
     if not page.blocks.shape[1]:
         return None
     codes = code_of(own_forest(WIDTH).score(measure(page)))

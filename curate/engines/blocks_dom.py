@@ -16,7 +16,7 @@ import numpy as np
 from gristmill.curate.engines.blocks_hints import BIT, WORD_BITS
 
 MAX_NODES = 300_000
-"""Tags read of one page; what follows is left out. The largest of 2,287 real pages has 60 thousand."""
+"""Tags read of one page; what follows is left out. The largest of 2,287 real pages has 19,437 `<`."""
 
 TAGS = (
     *("page", "p", "div", "li", "td", "th", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "pre", "article", "main"),

@@ -9,7 +9,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import pytest
 from data_helper import REPO, shared_data
 
 from gristmill.core.errors import FormatError
-from gristmill.curate.engines import blocks_features, blocks_fill, blocks_model, blocks_scan, blocks_trees
+from gristmill.curate.engines import RefusedPage, blocks_features, blocks_fill, blocks_model, blocks_scan, blocks_trees
 from gristmill.curate.engines.blocks import extract
 from gristmill.curate.engines.blocks_dom import MAX_NODES, TAG_ID, fnv, read_page
 from gristmill.curate.engines.blocks_features import WIDTH, measure
@@ -155,14 +154,15 @@ def test_binary_posing_as_html() -> None:
 
 def test_deep_and_many_do_not_recurse_or_grow_quadratic() -> None:
     depth = 100_000
-    began = time.process_time()
     found = read_page("<div>" * depth + "<p>" + ARTICLES["en"][0])
     assert found.nodes[blocks_scan.DEPTH].max() > depth
     assert extract("<div>" * depth + "<p>" + ARTICLES["en"][0]) is not None
-    many = read_page("<p>a b" * (MAX_NODES // 2 + 100))
+    html = "<p>a b" * (MAX_NODES // 2 + 100)
+    many = read_page(html)
     assert many.truncated
+    with pytest.raises(RefusedPage):
+        extract(html)
     assert many.blocks.shape[1] <= MAX_NODES // 2 + 1
-    assert time.process_time() - began < 60
 
 
 def test_the_compiled_kernels_equal_plain_python() -> None:
@@ -265,4 +265,4 @@ def test_f1_on_domains_not_fitted_on() -> None:
         )[0]
         for row in rows
     ]
-    assert np.mean(found) > 0.90  # 0.911 where they were fitted
+    assert np.mean(found) > 0.90  # 0.9105 when fitted
