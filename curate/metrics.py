@@ -18,7 +18,6 @@ from gristmill.curate.kernels import DUP_SIZES, TOP_SIZES, kernels
 from gristmill.curate.words import ALPHA, NONSYMBOL, STOP_SHIFT, STOP_WORDS, Words, word_hash
 
 _PARAGRAPH_BREAK = re.compile(r"\n{2,}")
-_LINE_BREAK = re.compile(r"\n+")
 _BULLETS = ("•", "-")
 _ELLIPSES = ("...", "…")
 
@@ -80,13 +79,28 @@ def duplicates(parts: Sequence[str]) -> tuple[int, int]:
     return count, chars
 
 
+def _paragraphs(text: str) -> list[str]:
+    """`re.split(r"\n{2,}", text)`, without the regular expression where no run is longer than two."""
+    return _PARAGRAPH_BREAK.split(text) if "\n\n\n" in text else text.split("\n\n")
+
+
+def _runs_of_lines(text: str) -> list[str]:
+    """`re.split(r"\n+", text)`, three times faster: empty parts are at the ends alone."""
+    parts = [part for part in text.split("\n") if part]
+    if text.startswith("\n"):
+        parts.insert(0, "")
+    if text.endswith("\n") or not text:
+        parts.append("")
+    return parts
+
+
 def line_metrics(text: str, lines: Sequence[str]) -> LineMetrics:
     """`lines` is `text.splitlines()`; the duplicate rules split at line feeds only, as datatrove's do."""
     if not text:
         return LineMetrics(None, None, None, None, None, None)
-    paragraphs = _PARAGRAPH_BREAK.split(text.strip())
+    paragraphs = _paragraphs(text.strip())
     paragraph_dups, paragraph_chars = duplicates(paragraphs)
-    parts = _LINE_BREAK.split(text)
+    parts = _runs_of_lines(text)
     line_dups, line_chars = duplicates(parts)
     bullets = ellipses = 0
     if any(bullet in text for bullet in _BULLETS):

@@ -7,7 +7,8 @@ distinct word; a chunk's columns are gathered from there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -25,8 +26,15 @@ NONSYMBOL, ALPHA, STOP_SHIFT = 1, 2, 2
 plus one."""
 
 LONG = 64  # longer chunks (URLs, base64, unspaced scripts) seldom come back and are not memoised
+NOTHING: frozenset[str] = frozenset()
 SENTENCE_END, PUNCTUATION, OTHER = 2, 1, 0
 """What a token is to spaCy's Sentencizer."""
+
+PLAIN = re.compile(r"([A-Za-z]+)([,;:!?]|(?<=[a-z])\.)?")
+"""Half of all chunks: English letters, with or without one mark after them. spaCy's English rules cut the mark off and
+nothing else: each of its prefixes, suffixes and infixes needs a character that is no letter on the place where it cuts, and
+special cases are looked up first."""
+PLAIN_PIPELINES = frozenset({"en"})
 
 Ints = npt.NDArray[np.int64]
 Columns = dict[str, npt.NDArray[Any]]
@@ -84,7 +92,7 @@ class Segments:
     chunks: Columns
     words: Columns
     strings: list[str]
-    edges: dict[int, tuple[set[str], set[str]]]
+    edges: dict[int, tuple[frozenset[str], frozenset[str]]]
 
 
 def word_hash(word: str) -> int:
@@ -123,6 +131,8 @@ class Segmenter:
             url_match=tok.url_match,
         )
         self._orth = ORTH
+        self._cases = frozenset(tok.rules)
+        self._plain = PLAIN.fullmatch if code in PLAIN_PIPELINES else None
         self._special = frozenset(part.get(ORTH) for parts in tok.rules.values() for part in parts)
         self.pairs: set[tuple[str, str]] = set()
         """Tokens that stand side by side in a special case."""
@@ -144,7 +154,8 @@ class Segmenter:
         self._texts: list[str] = []
         self._columns = {name: Column(dtype) for name, dtype in _TOKEN_COLUMNS.items()}
         self._breaks.clear()
-        self._newline = self._learn("\n")
+        self._numbers: dict[str, int] = {}  # text -> token
+        [self._newline] = self._learn(["\n"])
         self._ids: dict[int, int] = {
             self._nlp.vocab.strings.add("\n"): self._newline
         }  # spaCy's key of a string -> token
@@ -152,12 +163,12 @@ class Segmenter:
     def segment(self, chunks: Sequence[str]) -> Segments:
         """Cut chunks into words. Lone surrogates count as `?`."""
         with self._nlp.memory_zone():  # frees the lexemes at the end: the vocabulary would grow without bound
-            tokens, counts = self._cut(self._tokenizer, chunks)
+            tokens, counts, plain = self._tokens(chunks)
             owner = np.repeat(np.arange(len(chunks)), counts)
             is_word = self._take("word", tokens)
             words, owner = tokens[is_word], owner[is_word]
             n_words = np.bincount(owner, minlength=len(chunks))
-            edges = self._edges(chunks, words, owner, n_words)
+            edges = self._edges(chunks, words, owner, n_words, plain)
         hot = np.zeros(len(chunks), np.uint8)
         for i, (firsts, lasts) in edges.items():
             hot[i] = (1 if firsts else 0) | (2 if lasts else 0)
@@ -177,12 +188,48 @@ class Segmenter:
         columns: Columns = {name: np.zeros(n, dtype) for name, dtype in CHUNK_COLUMNS.items() if name != "start"}
         columns["count"] += 1
         columns["breaks1"] += 1
-        rows = [self._features(chunk) for chunk in chunks]
-        words: Columns = {name: np.array([r[name] for r in rows], dtype) for name, dtype in WORD_COLUMNS.items()}
+        rows = zip(*(self._features(chunk)[: len(WORD_COLUMNS)] for chunk in chunks), strict=True)
+        words: Columns = {
+            name: np.array(values, dtype) for (name, dtype), values in zip(WORD_COLUMNS.items(), rows, strict=True)
+        }
         return Segments(columns, words, list(chunks), {})
 
     def _take(self, name: str, tokens: Ints) -> npt.NDArray[Any]:
         return self._columns[name].take(tokens)
+
+    def _tokens(self, chunks: Sequence[str]) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
+        """The tokens of all chunks, how many each has, and which chunks are plain: cut without spaCy, and by no special case."""
+        plain = np.zeros(len(chunks), np.bool_)
+        if self._plain is None:
+            return *self._cut(self._tokenizer, chunks), plain
+        cases, match = self._cases, self._plain
+        cores: list[str] = []
+        marks: list[str] = []
+        others: list[str] = []
+        for i, chunk in enumerate(chunks):
+            found = match(chunk)
+            if found is not None and chunk not in cases and found[1] not in cases:
+                plain[i] = True
+                cores.append(found[1])
+                marks.append(found[2] or "")
+            else:
+                others.append(chunk)
+        counts = np.zeros(len(chunks), np.int64)
+        tokens_of_others, counts[~plain] = self._cut(self._tokenizer, others)
+        with_mark = plain.copy()
+        with_mark[plain] = [bool(mark) for mark in marks]
+        counts[plain] = 1 + with_mark[plain]
+        begins = np.cumsum(counts) - counts
+        tokens = np.zeros(int(counts.sum()), np.int64)
+        tokens[begins[plain]] = self._named(cores)
+        tokens[begins[with_mark] + 1] = self._named([mark for mark in marks if mark])
+        tokens[np.repeat(~plain, counts)] = tokens_of_others
+        return tokens, counts, plain
+
+    def _named(self, texts: Sequence[str]) -> list[int]:
+        """Numbers of tokens by their text."""
+        self._learn(dict.fromkeys(t for t in texts if t not in self._numbers))
+        return [self._numbers[t] for t in texts]
 
     def _cut(self, tokenizer: Any, chunks: Sequence[str]) -> tuple[Ints, Ints]:
         """The tokens of all chunks, and how many each has."""
@@ -192,8 +239,8 @@ class Segmenter:
         found = list(map(self._ids.get, keys))
         if None in found:
             strings = self._nlp.vocab.strings
-            for key in dict.fromkeys(k for k, token in zip(keys, found, strict=True) if token is None):
-                self._ids[key] = self._learn(strings[key])
+            new = list(dict.fromkeys(k for k, token in zip(keys, found, strict=True) if token is None))
+            self._ids.update(zip(new, self._named([strings[key] for key in new]), strict=True))
             found = [self._ids[k] for k in keys]
         tokens = np.array(found, np.int64)
         between = tokens == self._newline
@@ -203,30 +250,39 @@ class Segmenter:
             return np.concatenate([t for t, _ in parts]), np.array([len(t) for t, _ in parts], np.int64)
         return tokens[~between], np.diff(np.concatenate(([-1], cuts, [len(tokens)]))) - 1
 
-    def _learn(self, text: str) -> int:
-        """A new token's number."""
-        for name, value in self._features(text).items():
-            self._columns[name].extend([value])
-        self._texts.append(text.strip())
-        return len(self._texts) - 1
+    def _learn(self, texts: Iterable[str]) -> list[int]:
+        """New tokens' numbers."""
+        rows = {text: self._features(text) for text in texts}
+        if not rows:
+            return []
+        begin = len(self._texts)
+        for name, values in zip(_TOKEN_COLUMNS, zip(*rows.values(), strict=True), strict=True):
+            self._columns[name].extend(values)
+        self._texts += [text.strip() for text in rows]
+        numbers = list(range(begin, len(self._texts)))
+        self._numbers.update(zip(rows, numbers, strict=True))
+        return numbers
 
-    def _features(self, text: str) -> dict[str, Any]:
+    def _features(self, text: str) -> tuple[Any, ...]:
         """_TOKEN_COLUMNS of one token."""
         word = text.strip()
-        flags = 0 if self._punctuation.issuperset(word) else NONSYMBOL
-        flags |= ALPHA if any(map(str.isalpha, word)) else 0
-        symbol = SENTENCE_END if text in self._terminals else PUNCTUATION if self._is_punctuation(text) else OTHER
-        return {
-            "length": len(word),
-            "hash": word_hash(word),
-            "power": pow(BASE, len(word), PRIME),
-            "flags": flags | self._stop.get(word, 0),
-            "symbol": symbol,
-            "word": bool(word),
-            "special": word in self._special,
-            "first": word in self._firsts,
-            "last": word in self._lasts,
-        }
+        if text.isalpha() and text.isascii():
+            flags, symbol = NONSYMBOL | ALPHA, OTHER
+        else:
+            flags = 0 if self._punctuation.issuperset(word) else NONSYMBOL
+            flags |= ALPHA if any(map(str.isalpha, word)) else 0
+            symbol = SENTENCE_END if text in self._terminals else PUNCTUATION if self._is_punctuation(text) else OTHER
+        return (
+            len(word),
+            word_hash(word),
+            pow(BASE, len(word), PRIME),
+            flags | self._stop.get(word, 0),
+            symbol,
+            bool(word),
+            word in self._special,
+            word in self._firsts,
+            word in self._lasts,
+        )
 
     def _breaks_of(self, symbols: bytes) -> tuple[int, int, int, int]:
         """(breaks0, breaks1, state0, state1) of a chunk's tokens: full stops, then anything that is no punctuation."""
@@ -247,24 +303,30 @@ class Segmenter:
         return known
 
     def _edges(
-        self, chunks: Sequence[str], words: Ints, owner: Ints, n_words: Ints
-    ) -> dict[int, tuple[set[str], set[str]]]:
+        self, chunks: Sequence[str], words: Ints, owner: Ints, n_words: Ints, plain: npt.NDArray[np.bool_]
+    ) -> dict[int, tuple[frozenset[str], frozenset[str]]]:
         """By chunk, the tokens at its start and at its end that may be part of a special case with a neighbour's."""
         full = np.flatnonzero(n_words)
         ends = np.cumsum(n_words)[full]
         first, last = words[ends - n_words[full]], words[ends - 1]
         at_start, at_end = self._take("first", first), self._take("last", last)
-        edges: dict[int, tuple[set[str], set[str]]] = {}
-        for i in np.flatnonzero(at_start | at_end).tolist():
-            firsts = {self._texts[first[i]]} if at_start[i] else set()
-            edges[int(full[i])] = (firsts, {self._texts[last[i]]} if at_end[i] else set())
+        touching = np.flatnonzero(at_start | at_end)
+        alone = {token: frozenset((self._texts[token],)) for token in np.unique(np.append(first, last)).tolist()}
+        heads = [
+            alone[t] if a else NOTHING
+            for t, a in zip(first[touching].tolist(), at_start[touching].tolist(), strict=True)
+        ]
+        tails = [
+            alone[t] if b else NOTHING for t, b in zip(last[touching].tolist(), at_end[touching].tolist(), strict=True)
+        ]
+        edges = dict(zip(full[touching].tolist(), zip(heads, tails, strict=True), strict=True))
         # where a special case acted, the tokens that it was matched on may differ from those that it gave
-        special = np.unique(owner[self._take("special", words)]).tolist()
-        heads, n_heads = self._cut(self._bare, [chunks[i][:LONG] for i in special])
-        tails, n_tails = self._cut(self._bare, [chunks[i][-LONG:] for i in special])
+        special = np.unique(owner[self._take("special", words) & ~plain[owner]]).tolist()
+        bare_heads, n_heads = self._cut(self._bare, [chunks[i][:LONG] for i in special])
+        bare_tails, n_tails = self._cut(self._bare, [chunks[i][-LONG:] for i in special])
         begins, stops = np.cumsum(n_heads) - n_heads, np.cumsum(n_tails) - 1
-        for i, head, tail in zip(special, heads[begins].tolist(), tails[stops].tolist(), strict=True):
-            firsts, lasts = edges.get(i, (set(), set()))
+        for i, head, tail in zip(special, bare_heads[begins].tolist(), bare_tails[stops].tolist(), strict=True):
+            firsts, lasts = edges.get(i, (NOTHING, NOTHING))
             firsts |= {self._texts[head]} & self._firsts
             lasts |= {self._texts[tail]} & self._lasts
             if firsts or lasts:

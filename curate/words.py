@@ -101,7 +101,7 @@ class Lexicon:
         self._memo: dict[str, int] = {"\n": 0}
         self._long: dict[str, int] = {}
         self._budget = LONG_BUDGET
-        self._edges: dict[int, tuple[set[str], set[str]]] = {}
+        self._edges: dict[int, tuple[frozenset[str], frozenset[str]]] = {}
         self._strings: list[str] = []
         self._columns = {name: Column(dtype) for name, dtype in {**CHUNK_COLUMNS, **WORD_COLUMNS}.items()}
         self.chars = 0
@@ -164,11 +164,14 @@ class Lexicon:
         return positions
 
     def _lookup(self, flat: list[str]) -> Ints:
-        found = list(map(self._memo.get, flat))
+        found: list[int | None] = list(map(self._memo.get, flat))
         if None in found:
-            self._learn(dict.fromkeys(chunk for chunk, row in zip(flat, found, strict=True) if row is None))
+            missing = [i for i, row in enumerate(found) if row is None]
+            self._learn(dict.fromkeys(flat[i] for i in missing))
             memo, long = self._memo, self._long
-            found = [memo[c] if c in memo else long[c] for c in flat]
+            for i in missing:
+                chunk = flat[i]
+                found[i] = memo[chunk] if chunk in memo else long[chunk]
         return np.array(found, np.int64)
 
     def _may_join(self, left: int, right: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gristmill.curate import kernels as K
+from gristmill.curate import metrics
 from gristmill.curate.measure import METRIC_SCHEMA, measure_batch
 from gristmill.curate.metrics import layout_metrics, line_metrics
 from gristmill.curate.metrics_c4 import POLICY_PHRASES
@@ -194,3 +196,9 @@ def test_ten_megabytes_on_one_line() -> None:
     for text in ("a" * 10_000_000, "word " * 2_000_000, "\n" * 10_000_000, "\x00" * 10_000_000):
         row = measure_batch([text], ["en"], C4Rewrite(), 30).to_pylist()[0]
         assert row["raw.chars"] == len(text)
+
+
+@given(st.text("ab\n\r ", max_size=12))
+def test_parts_are_those_of_the_regular_expressions(text: str) -> None:
+    assert metrics._runs_of_lines(text) == re.split(r"\n+", text)
+    assert metrics._paragraphs(text) == re.split(r"\n{2,}", text)
