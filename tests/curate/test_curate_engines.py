@@ -23,7 +23,7 @@ from gristmill.curate.engines.resiliparse import MAX_DEPTH
 from gristmill.curate.extract import extract_text, page_text
 from gristmill.curate.schema import Extract
 
-REASONS = {None, "extract.no_text", "extract.too_deep"}
+REASONS = {None, "extract.no_text", "extract.too_deep", "extract.too_many_nodes"}
 
 
 def problems(text: str) -> list[tuple[int, str, str | None]]:

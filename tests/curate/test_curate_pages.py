@@ -176,7 +176,7 @@ def test_the_same_bytes_whatever_the_window_and_the_recycling(tmp_path: Path, mo
     monkeypatch.setattr(
         sandbox.Sandbox,
         "__init__",
-        lambda self, s, m: first(self, s.model_copy(update={"recycle_pages": 2}), m, window=1),
+        lambda self, s, m, **more: first(self, s.model_copy(update={"recycle_pages": 2}), m, window=1, **more),
     )
     found.append([o.sha256 for o in run(path, tmp_path / "b", SETTINGS).outputs])
     assert found[0] == found[1]
