@@ -80,7 +80,7 @@ def test_the_mask_path_equals_the_path_by_pieces(name, monkeypatch):
     tokens, _, position = packed_rows(5)
     by_piece = model(tokens, position)
     monkeypatch.setattr(
-        model, "layout", lambda p: Layout(len(p), model.cos_TD[p], model.sin_TD[p], None, document_mask(p))
+        model, "layout", lambda p, documents: Layout(len(p), model.cos_TD[p], model.sin_TD[p], None, document_mask(p))
     )
     torch.testing.assert_close(model(tokens, position), by_piece, rtol=1e-10, atol=1e-10)
 
