@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_errors import note
 from kernel_planting import plant
 from torch import Tensor, nn
 
@@ -60,6 +61,7 @@ def test_one_update_is_the_formula(slow: bool, grads: torch.dtype, size: int) ->
     )
     assert step == 7
     assert worst(got, want) < TOLERANCE[torch.float32]
+    note("AdEMAMix" if slow else "AdamW", grads, size, worst(got, want))
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.99999), (0.0, 0.95), (0.99, 0.9)])

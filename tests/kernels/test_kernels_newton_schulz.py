@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernel_errors import note
 from kernel_planting import plant
 from torch import Tensor
 
@@ -31,7 +32,9 @@ def test_five_iterations(shape: tuple[int, int], dtype: torch.dtype) -> None:
     got = ns.newton_schulz(x, QUINTIC, 5, dtype)
     assert got.dtype == dtype
     assert got.shape == x.shape
-    assert (got.double() - reference(x, QUINTIC, 5)).abs().max() < TOLERANCE[dtype]
+    off = float((got.double() - reference(x, QUINTIC, 5)).abs().max())
+    assert off < TOLERANCE[dtype]
+    note("Newton-Schulz, 5 steps", dtype, shape, off)
     assert (got - optim_muon.newton_schulz(x, QUINTIC, 5, dtype)).abs().max() < TOLERANCE[dtype]
 
 
