@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 
 import kernel_errors
 import pytest
+import torch
 
 if "triton" not in sys.modules:
     os.environ["TRITON_INTERPRET"] = "1"
@@ -42,6 +44,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def interpreted() -> None:
     """No test of this folder may run what it thinks is interpreted on something else."""
     assert interpreting(), f"triton {triton.__version__} has left the interpreter"
+
+
+@pytest.fixture(autouse=True)
+def unwritten_is_nan() -> Iterator[None]:
+    """What torch.empty hands out is NaN: an element that no program wrote can't pass as the last call's right answer."""
+    torch.use_deterministic_algorithms(
+        True, warn_only=True
+    )  # torch.utils.deterministic.fill_uninitialized_memory is on
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

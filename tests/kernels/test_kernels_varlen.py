@@ -193,6 +193,7 @@ def test_auto_takes_it_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.version, "hip", None)
+    torch.use_deterministic_algorithms(False)  # conftest asks for them, and the choice looks at that
     cuda = torch.device("cuda")
     for head_dim, ours in ((128, True), (256, False)):
         chosen, why = choose("auto", cuda, torch.bfloat16, head_dim)
