@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import Node
 
@@ -99,8 +100,23 @@ def compose(text: str, name: str) -> Composed:
     return out
 
 
+class _Shallow(Composer):
+    """Gives up far below MAX_DEPTH, at the same depth whatever the process's recursion limit is."""
+
+    depth = 0
+
+    def compose_node(self, parent: Node | None, index: object) -> Node | None:
+        self.depth += 1
+        if self.depth > 3 * MAX_DEPTH:  # some 600 Python frames
+            raise RecursionError
+        node: Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
 def _attempt(text: str) -> tuple[Node | None, Exception | None]:
     yaml = YAML(typ="rt", pure=True)
+    yaml.Composer = _Shallow
     yaml.allow_duplicate_keys = True  # found by the caller, with the place of the second one
     try:
         return yaml.compose(io.StringIO(text)), None

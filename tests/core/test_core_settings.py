@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -116,8 +117,14 @@ def test_several_syntax_faults_are_reported_and_what_they_hide_is_not_called_mis
 
 
 @pytest.mark.parametrize("text", ["[" * 3000, "a: " + "{x: " * 3000, "- " * 3000])
-def test_very_deep_nesting_is_a_fault(text: str) -> None:
-    problems = parse(text, "t.yaml").problems
+@pytest.mark.parametrize("limit", [1_000, 100_000])
+def test_very_deep_nesting_is_a_fault(text: str, limit: int) -> None:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, before))
+    try:
+        problems = parse(text, "t.yaml").problems
+    finally:
+        sys.setrecursionlimit(before)
     assert [p.message.split(" levels")[0] for p in problems] == [f"nested deeper than {MAX_DEPTH}"]
     assert problems[0].hint
 
