@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PARITY ?= .venv-parity
 RUNS   ?= runs
 
-.PHONY: setup demo parity test test-slow test-kernels test-parity check clean
+.PHONY: setup demo parity readers test test-slow test-kernels test-parity check clean
 
 setup: $(VENV)/.gristmill
 
@@ -27,6 +27,13 @@ $(PARITY)/.gristmill: tests/parity/requirements.txt tests/parity/peer_setup.py |
 	$(PARITY)/bin/python tests/parity/peer_setup.py "$$($(BIN)/python -m gristmill.curate.language)" > $@.tmp
 	@mv $@.tmp $@ && cat $@
 
+# megatron-core beside the peer (17 MB, nothing that it depends on): `tests/parity` reads exports with it.
+readers: $(PARITY)/readers/.gristmill
+
+$(PARITY)/readers/.gristmill: tests/parity/readers.txt | setup
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(PARITY)/readers -r tests/parity/readers.txt
+	@touch $@
+
 demo: setup
 	$(BIN)/gristmill sample $(RUNS)/sample
 	@test -e $(RUNS)/quality.bin || $(BIN)/gristmill quality train $(RUNS)/sample/quality-labels.jsonl -o $(RUNS)/quality.bin --epochs 25 --lr 0.5
@@ -44,7 +51,7 @@ test-kernels: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/kernels
 	$(BIN)/python -m gristmill.trainer.kernels.aot --target sm90 --check
 
-test-parity: parity
+test-parity: parity readers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/parity
 
 check: setup

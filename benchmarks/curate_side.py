@@ -166,6 +166,7 @@ def rules(inputs: Path, _: Sequence[str]) -> dict[str, Any]:
 def end(inputs: Path, changes: Sequence[str], texts_to: Path | None = None) -> dict[str, Any]:
     """The stages of the recipe `web` up to `curate.decide`, as a run executes them: files in, Parquet and receipts out."""
     from gristmill.core.manifest import run_task
+    from gristmill.curate import sandbox_idle
     from gristmill.pipelines.graph import ancestors, build
     from gristmill.pipelines.inputs import list_inputs
     from gristmill.pipelines.schema import load_recipe
@@ -182,6 +183,7 @@ def end(inputs: Path, changes: Sequence[str], texts_to: Path | None = None) -> d
             own, children = Clock.now()
             upstream = {name: done[name] for name in node.upstream}
             done[node.name] = [run_task(node.stage, task, root) for task in node.stage.tasks(upstream)]
+            sandbox_idle.release()  # a child's time counts when it has ended
             after_own, after_children = Clock.now()
             where[node.name] = after_own - own
             if after_children > children:

@@ -25,7 +25,7 @@ MAX_CHARS = 2_000  # a filter is one line written by hand; the bound also keeps 
 MAX_DEPTH = 32  # nesting of operators
 
 Mask = Callable[[pa.Table], Any]
-Kind = Literal["string", "number", "bool"]
+Kind = Literal["string", "number", "bool", "any"]
 
 _COMPARE: dict[type[ast.cmpop], tuple[str, str]] = {
     ast.Eq: ("equal", "equal"),
@@ -72,8 +72,12 @@ class Expression:
         return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
 
-def compile_expression(text: str, schema: pa.Schema) -> Expression:
-    """Check a filter against a schema's columns and types. Raises ExpressionError with the place of the fault."""
+def compile_expression(text: str, schema: pa.Schema, *, closed: bool = True) -> Expression:
+    """Check a filter against a schema's columns and types. Raises ExpressionError with the place of the fault.
+
+    `closed=False` lets a filter name columns that the schema lacks, of any type: a check of the rest, and of use for that
+    alone, since the mask needs the types.
+    """
     if len(text) > MAX_CHARS:
         raise ExpressionError(f"the expression is longer than {MAX_CHARS} characters", MAX_CHARS + 1)
     flat = "".join(" " if c in "\r\n\t\f\v" else c for c in text)
@@ -89,7 +93,7 @@ def compile_expression(text: str, schema: pa.Schema) -> Expression:
         raise ExpressionError(f"bad syntax: {error.msg}", lead + (error.offset or 1)) from None
     except (ValueError, MemoryError, RecursionError) as error:
         raise ExpressionError(f"bad syntax: {error or 'too deeply nested'}", lead + 1) from None
-    compiler = _Compiler(schema, body, lead)
+    compiler = _Compiler(schema, body, lead, closed)
     mask = compiler.mask(tree.body, 1)
     return Expression(text, tuple(sorted(compiler.used)), mask, compiler.simple(tree.body))
 
@@ -97,11 +101,11 @@ def compile_expression(text: str, schema: pa.Schema) -> Expression:
 class _Compiler:
     """Turns syntax nodes into functions from a table to a mask; a node it does not know is an error."""
 
-    def __init__(self, schema: pa.Schema, body: str, lead: int) -> None:
+    def __init__(self, schema: pa.Schema, body: str, lead: int, closed: bool = True) -> None:
         self.schema = schema
         self.bytes = body.encode()
-        self.lead = lead
-        self.dotted = any("." in name for name in schema.names)
+        self.lead, self.closed = lead, closed
+        self.dotted = not closed or any("." in name for name in schema.names)
         self.used: set[str] = set()
 
     def fail(self, node: ast.AST, message: str, hint: str | None = None) -> ExpressionError:
@@ -124,7 +128,7 @@ class _Compiler:
             )
         if self.is_column(node):
             name, kind = self.column(node)
-            if kind != "bool":
+            if kind not in ("bool", "any"):
                 raise self.fail(node, f"`{name}` is a {kind} column, not a condition", f"compare it: {name} == …")
             return lambda table: pc.fill_null(table[name], False)
         raise self.fail(
@@ -150,7 +154,7 @@ class _Compiler:
         name, kind = self.column(left)
         if self.is_column(right):
             other, other_kind = self.column(right)
-            if other_kind != kind:
+            if other_kind != kind and "any" not in (kind, other_kind):
                 raise self.fail(right, f"`{name}` is a {kind} column and `{other}` a {other_kind} column")
             return lambda table: _known(function, table[name], table[other])
         scalar = self.scalar(right, name, kind)
@@ -160,7 +164,7 @@ class _Compiler:
         if self.is_column(right):  # 'part' in url
             name, kind = self.column(right)
             part = self.constant(left)
-            if kind != "string" or not isinstance(part, str):
+            if kind not in ("string", "any") or not isinstance(part, str):
                 raise self.fail(right, "`in` a column looks for a piece of text in a string column")
             found: Mask = lambda table: pc.match_substring(table[name], part)  # noqa: E731
         else:
@@ -168,6 +172,8 @@ class _Compiler:
                 raise self.fail(right, "`in` needs a list of constants", "language in ['de', 'fr']")
             name, kind = self.column(left)
             values = [self.scalar(item, name, kind).as_py() for item in right.elts]
+            if kind == "any":
+                return _never
             wide = {"string": pa.string(), "bool": pa.bool_(), "number": pa.float64()}[kind]
             if kind == "number" and all(isinstance(v, int) for v in values):
                 wide = pa.int64()
@@ -184,6 +190,9 @@ class _Compiler:
             raise self.fail(node, f"{_what(node)} stands where a column must", self.names())
         name = self.name(node)
         if name not in self.schema.names:
+            if not self.closed:
+                self.used.add(name)
+                return name, "any"
             raise self.fail(node, f"unknown column `{name}`", self.names(name))
         kind = _kind(self.schema.field(name).type)
         if kind is None:
@@ -194,6 +203,8 @@ class _Compiler:
     def scalar(self, node: ast.expr, name: str, kind: Kind) -> pa.Scalar:
         """The Arrow constant to compare column `name` with: of float32 for a float32 column, so 0.1 equals 0.1."""
         value = self.constant(node)
+        if kind == "any":
+            return pa.scalar(value)
         if _kind_of_value(value) != kind:
             raise self.fail(node, f"`{name}` is a {kind} column, {value!r} is not a {kind}")
         column = _plain(self.schema.field(name).type)
@@ -247,7 +258,7 @@ class _Compiler:
         if not self.is_column(left):
             left, right, sign = right, left, _MIRRORED.get(sign, sign)
         name = self.name(left)
-        if self.is_column(right) or _kind(self.schema.field(name).type) != "number":
+        if self.is_column(right) or name not in self.schema.names or _kind(self.schema.field(name).type) != "number":
             return None
         return name, sign, float(self.constant(right))
 
@@ -276,6 +287,10 @@ def _fold(combine: Callable[[Any, Any], Any], masks: list[Mask]) -> Mask:
         return out
 
     return run
+
+
+def _never(table: pa.Table) -> Any:
+    raise AssertionError("a filter compiled without its columns' types")
 
 
 def _known(function: str, left: Any, right: Any) -> Any:

@@ -57,6 +57,14 @@ class LockedPhase(Read):
     shares: dict[str, dict[str, float]] = {}
     """source -> {"target": share, "realised": share of tokens}; a source whose share nobody knows yet is left out."""
     sources: dict[str, LockedUse] = {}
+    until_rows: int | None = Field(None, ge=0)
+    """Rows trained on where not all are: the stage that an ablation branches from."""
+    loss_weights: dict[str, float] = {}
+    """{source: weight of its tokens' losses} where it is not 1."""
+    chain: str = ""
+    """Hash over all that makes the rows of this stage and those before it; "" before packing (mixes.chain)."""
+    spec: dict[str, Any] = {}
+    """What went into the chain for this stage, so that a change can be named."""
 
     @property
     def batches(self) -> int:
@@ -92,7 +100,20 @@ class MixLock(Read):
         if size is None:
             raise ValueError("the size of the vocabulary is not known")
         phases = [
-            PackedPhase(p.name, p.seq_len, p.rows, p.batch_rows, p.rows or 1, p.lr, _shares(p)) for p in self.phases
+            PackedPhase(
+                name=p.name,
+                seq_len=p.seq_len,
+                rows=p.rows,
+                batch_rows=p.batch_rows,
+                rows_per_shard=p.rows or 1,
+                lr=p.lr,
+                shares=_shares(p),
+                until_rows=p.until_rows,
+                loss_weights=p.loss_weights,
+                chain=p.chain,
+                spec=p.spec,
+            )
+            for p in self.phases
         ]
         return PackedManifest(
             token_dtype(size).str, size, self.special_ids, self.tokenizer_sha256, self.seed, "", phases, []

@@ -1,7 +1,8 @@
 """Token shards: the token store (one per curated shard) and the packed dataset, defined once for mixes and trainer.
 
 Token store, a folder:   tokens.bin   documents back to back, little-endian uint16 or uint32, each closed by eos
-                         docs.parquet one row per document: TOKEN_DOC_SCHEMA; `offset` and `length` are in tokens
+                         docs.parquet one row per document: TOKEN_DOC_SCHEMA, then any columns of texts, numbers or
+                         truth values that filters and split_by may name; `offset` and `length` are in tokens
 Packed dataset, a folder: manifest.json  PackedManifest
                          PHASE/00042.bin           rows x (L+1) tokens, no header: np.memmap(..).reshape(-1, L+1)
                          PHASE/00042.bnd.npy       int32: rows+1 pointers, then every row's piece starts
@@ -12,7 +13,8 @@ is one last piece without a provenance row, filled with the pad id; the loader n
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ import pyarrow.parquet as pq
 
 from gristmill.core.errors import FormatError
 from gristmill.core.hashing import sha256_file
+from gristmill.core.shardtable import PackedShard as PackedShard
+from gristmill.core.shardtable import ShardTable
 
 PACKED_FORMAT = "gristmill-packed-1"
 
@@ -40,6 +44,7 @@ TOKEN_DOC_SCHEMA = pa.schema(
         ("language_score", pa.float32()),
         ("quality", pa.float32()),  # null when no quality model was run
         ("dup_cluster", pa.string()),  # id of the cluster's keeper: held-out splits go by this
+        ("dup_count", pa.int32()),  # documents of that cluster before deduplication, this one included; 1 where unknown
         ("bytes", pa.int32()),  # UTF-8 bytes of the text
         ("offset", pa.int64()),  # first token in tokens.bin
         ("length", pa.int32()),  # tokens, the closing eos included
@@ -67,15 +72,6 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True)
-class PackedShard:
-    """One shard of a phase. `file` is the .bin's path inside the dataset folder, with forward slashes."""
-
-    file: str
-    rows: int
-    sha256: dict[str, str]  # suffix ("bin", "bnd.npy", "prov.parquet") -> hex digest
-
-
-@dataclass(frozen=True)
 class PackedPhase:
     """One curriculum stage: `rows` rows of `seq_len`+1 tokens in `shards`, each of `rows_per_shard` but the last."""
 
@@ -86,7 +82,11 @@ class PackedPhase:
     rows_per_shard: int
     lr: dict[str, Any]  # the mixture's `lr:` block, read by the trainer
     shares: dict[str, dict[str, float]]  # source -> {"target": share, "realised": share of tokens}
-    shards: list[PackedShard] = field(default_factory=list)
+    shards: Sequence[PackedShard] = field(default_factory=list)
+    until_rows: int | None = None  # rows trained on, where not all: the stage that an ablation branches from
+    loss_weights: dict[str, float] = field(default_factory=dict)  # source -> weight of its losses, where not 1
+    chain: str = ""  # hash over what makes the rows of this stage and of those before it (mixes.chain)
+    spec: dict[str, Any] = field(default_factory=dict)  # what went into it, so that a change can be named
 
     @property
     def batches(self) -> int:
@@ -111,8 +111,13 @@ class PackedManifest:
     def digest(self) -> str:
         from gristmill.core.hashing import digest
 
-        data = asdict(self)
+        data = _plain(self)
         data.pop("stores")
+        for phase in data["phases"]:  # as if they were not there, so that older datasets keep their digest
+            phase.pop("spec")  # in the chain
+            for key in ("until_rows", "loss_weights", "chain"):
+                if not phase[key]:
+                    phase.pop(key)
         return digest(data)
 
     def phase(self, name: str) -> PackedPhase:
@@ -122,9 +127,23 @@ class PackedManifest:
         raise FormatError(f"no phase named {name!r}", hint=f"phases here: {', '.join(p.name for p in self.phases)}")
 
 
+def _plain(manifest: PackedManifest) -> dict[str, Any]:
+    data = asdict(replace(manifest, phases=[replace(phase, shards=[]) for phase in manifest.phases]))
+    for phase, entry in zip(manifest.phases, data["phases"], strict=True):
+        entry["shards"] = [asdict(shard) for shard in phase.shards]
+    return data
+
+
+def _shards(entries: Sequence[dict[str, Any]]) -> Sequence[PackedShard]:
+    try:
+        return ShardTable(entries)
+    except ValueError:  # digests that are none: `mix verify` and the loader say so
+        return [PackedShard(**entry) for entry in entries]
+
+
 def write_manifest(folder: Path, manifest: PackedManifest) -> Path:
     path = folder / "manifest.json"
-    path.write_bytes(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+    path.write_bytes(orjson.dumps(_plain(manifest), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
     return path
 
 
@@ -138,7 +157,7 @@ def read_manifest(folder: str | Path) -> PackedManifest:
     if data.get("format") != PACKED_FORMAT:
         raise FormatError(f"{path} has format {data.get('format')!r}, this version reads {PACKED_FORMAT!r}")
     try:
-        phases = [PackedPhase(**{**p, "shards": [PackedShard(**s) for s in p["shards"]]}) for p in data["phases"]]
+        phases = [PackedPhase(**{**p, "shards": _shards(p["shards"])}) for p in data["phases"]]
         return PackedManifest(**{**data, "phases": phases})
     except (TypeError, KeyError) as error:
         raise FormatError(f"{path} is damaged: {error}") from error
@@ -152,11 +171,16 @@ def write_rows(base: Path, rows: np.ndarray, starts: list[np.ndarray], provenanc
     """
     if len(starts) != len(rows):
         raise ValueError(f"{len(starts)} boundary lists for {len(rows)} rows")
-    np.ascontiguousarray(rows).tofile(f"{base}.bin")
     counts = np.fromiter((len(s) for s in starts), np.int64, len(starts))
-    pointers = np.concatenate([[0], np.cumsum(counts)]).astype("<i4")
-    flat = np.concatenate(starts).astype("<i4") if starts else np.empty(0, "<i4")
-    np.save(f"{base}.bnd.npy", np.concatenate([pointers, flat]), allow_pickle=False)
+    pointers = np.concatenate([[0], np.cumsum(counts)])
+    write_packed(base, rows, pointers, np.concatenate(starts) if starts else np.empty(0, "<i4"), provenance)
+
+
+def write_packed(base: Path, rows: np.ndarray, pointers: np.ndarray, starts: np.ndarray, provenance: pa.Table) -> None:
+    """`write_rows` with the boundaries as two arrays: (R+1,) pointers into the piece starts of all rows."""
+    with open(f"{base}.bin", "wb") as file:
+        file.write(np.ascontiguousarray(rows).data)
+    np.save(f"{base}.bnd.npy", np.concatenate([pointers, starts]).astype("<i4"), allow_pickle=False)
     pq.write_table(provenance.cast(PROVENANCE_SCHEMA), f"{base}.prov.parquet", compression="zstd", compression_level=3)
 
 
@@ -187,6 +211,18 @@ class ShardReader:
         """int32 piece starts of one row, ascending, first 0."""
         return np.asarray(self._starts[self._pointers[row] : self._pointers[row + 1]])
 
+    def starts_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) int64 pieces of each of n rows, and their int64 starts one row after another. Raises FormatError."""
+        begin, end = self._pointers[rows].astype(np.int64), self._pointers[rows + 1].astype(np.int64)
+        counts = end - begin
+        if (counts < 1).any() or end.max(initial=0) > len(self._starts):
+            raise FormatError(f"{self.base}.bnd.npy: a row without a piece, or with pieces beyond the file")
+        if not len(counts):
+            return counts, np.empty(0, np.int64)
+        ends = np.cumsum(counts)
+        place = np.arange(ends[-1]) + np.repeat(begin - (ends - counts), counts)
+        return counts, self._starts[place].astype(np.int64)
+
     def provenance(self) -> pa.Table:
         return pq.read_table(f"{self.base}.prov.parquet", schema=PROVENANCE_SCHEMA)
 
@@ -202,10 +238,15 @@ class PackedDataset:
     def _open(self, phase_name: str, index: int) -> ShardReader:
         phase = self.manifest.phase(phase_name)
         shard = phase.shards[index]
-        base = self.folder / shard.file.removesuffix(".bin")
-        if self.folder.resolve() not in base.resolve().parents:
-            raise FormatError(f"shard path {shard.file!r} leaves the dataset folder")
+        base = Path(str(self.path_of(shard)).removesuffix(".bin"))
         return ShardReader(base, shard.rows, phase.seq_len, self.manifest.dtype)
+
+    def path_of(self, shard: PackedShard) -> Path:
+        """A shard's .bin. Raises FormatError when it would lie outside the dataset."""
+        path = self.folder / shard.file
+        if self.folder.resolve() not in path.resolve().parents:
+            raise FormatError(f"shard path {shard.file!r} leaves the dataset folder")
+        return path
 
     def locate(self, phase: str, row: int) -> tuple[ShardReader, int]:
         """The shard that holds a row and the row's index inside it. Raises FormatError when out of range."""

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from gristmill.curate.engines import RefusedPage, load_engine
 from gristmill.curate.normalise import normalise
-from gristmill.curate.schema import Extract
 
 if TYPE_CHECKING:
     from gristmill.curate.gate import LanguageGate
+    from gristmill.curate.schema_extract import Extract
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from gristmill.curate.light_imports import light_numba
+
 _P = np.uint64((1 << 61) - 1)
 _B1, _B30, _B31, _B61 = np.uint64(1), np.uint64(30), np.uint64(31), np.uint64(61)
 _M30, _M31 = np.uint64((1 << 30) - 1), np.uint64((1 << 31) - 1)
@@ -207,8 +209,9 @@ def compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
         (_ngrams, f"{i64}({u64}, {u64}, {i64}, uint64, int64, int64, int64)"),
         (_sentences, f"int64({i32}, {i32}, {u8}, {u8}, {i64})"),
     )
-    try:
-        loops = [numba.njit(signature, cache=True, nogil=True)(loop) for loop, signature in signatures]
-    except (OSError, RuntimeError):
-        loops = [numba.njit(signature, nogil=True)(loop) for loop, signature in signatures]
+    with light_numba():
+        try:
+            loops = [numba.njit(signature, cache=True, nogil=True)(loop) for loop, signature in signatures]
+        except (OSError, RuntimeError):
+            loops = [numba.njit(signature, nogil=True)(loop) for loop, signature in signatures]
     return loops[0], loops[1]

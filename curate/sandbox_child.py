@@ -11,6 +11,7 @@ kills the process; the parent knows which page that was.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -84,7 +85,7 @@ class _Worker:
         from gristmill.curate.extract import page_text
         from gristmill.curate.gate import LanguageGate
         from gristmill.curate.language import Identifier
-        from gristmill.curate.schema import Extract
+        from gristmill.curate.schema_extract import Extract
         from gristmill.curate.schema_language import Gate, Reading
 
         self.settings = Extract.model_validate(settings["extract"])
@@ -107,6 +108,8 @@ class _Worker:
             raise ValueError(f"memory_mb of {self.memory_mb} is too small: {round(needed / TIGHT) + 1} are the least")
         _lower(resource.RLIMIT_AS, self.memory_mb << 20)
         _lower(resource.RLIMIT_CORE, 0)
+        gc.freeze()  # what is loaded stays; looking for cycles among it at every 700 new objects took 3 % of the time
+        gc.set_threshold(100_000, 20, 20)
 
     def answer(self, request: dict[str, Any], body: bytes) -> list[bytes]:
         # The soft limit counts the process's CPU from its start, in whole seconds: rounded up, never short.
@@ -190,13 +193,18 @@ def _lower(limit: int, value: int) -> None:
         resource.setrlimit(limit, (soft, hard))
 
 
+_status: list[int] = []
+"""The open /proc/self/status: it is read after every page."""
+
+
 def _peak_mib() -> float:
     """The largest address space this process ever had (MiB; Linux), elsewhere its largest resident set."""
     try:
-        with open("/proc/self/status", "rb") as f:
-            for line in f:
-                if line.startswith(b"VmPeak:"):
-                    return int(line.split()[1]) / 1024
+        if not _status:
+            _status.append(os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC))
+        told = os.pread(_status[0], 4096, 0).partition(b"VmPeak:")[2]
+        if told:
+            return int(told.split(maxsplit=1)[0]) / 1024
     except OSError:
         pass
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10

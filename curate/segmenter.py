@@ -7,7 +7,6 @@ distinct word; a chunk's columns are gathered from there.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gristmill.curate.kernels import BASE, PRIME
+from gristmill.curate.light_imports import load_spacy
+from gristmill.curate.segmenter_plain import cutter
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 """Gopher's stop words (Rae et al. 2021, appendix A1.1), matched case-sensitively as datatrove does."""
@@ -29,12 +30,6 @@ LONG = 64  # longer chunks (URLs, base64, unspaced scripts) seldom come back and
 NOTHING: frozenset[str] = frozenset()
 SENTENCE_END, PUNCTUATION, OTHER = 2, 1, 0
 """What a token is to spaCy's Sentencizer."""
-
-PLAIN = re.compile(r"([A-Za-z]+)([,;:!?]|(?<=[a-z])\.)?")
-"""Half of all chunks: English letters, with or without one mark after them. spaCy's English rules cut the mark off and
-nothing else: each of its prefixes, suffixes and infixes needs a character that is no letter on the place where it cuts, and
-special cases are looked up first."""
-PLAIN_PIPELINES = frozenset({"en"})
 
 Ints = npt.NDArray[np.int64]
 Columns = dict[str, npt.NDArray[Any]]
@@ -107,7 +102,7 @@ class Segmenter:
     """One of spaCy's blank pipelines and every distinct token that it has made since `forget`. Not thread-safe."""
 
     def __init__(self, code: str) -> None:
-        import spacy
+        spacy = load_spacy()
         from datatrove.utils.text import PUNCTUATION_SET
         from spacy.pipeline.sentencizer import Sentencizer
         from spacy.symbols import IS_PUNCT, ORTH
@@ -132,12 +127,12 @@ class Segmenter:
         )
         self._orth = ORTH
         self._cases = frozenset(tok.rules)
-        self._plain = PLAIN.fullmatch if code in PLAIN_PIPELINES else None
         self._special = frozenset(part.get(ORTH) for parts in tok.rules.values() for part in parts)
         self.pairs: set[tuple[str, str]] = set()
         """Tokens that stand side by side in a special case."""
         for special in tok.rules:
             self.pairs.update(pairwise(t.text for t in self._bare(special) if not t.is_space))
+        self._plain = cutter(code, self._cases, self.pairs)
         self._firsts = {second for _, second in self.pairs}
         self._lasts = {first for first, _ in self.pairs}
         # none of the twenty attributes of a new lexeme is read from it, and they take half of a miss
@@ -202,28 +197,25 @@ class Segmenter:
         plain = np.zeros(len(chunks), np.bool_)
         if self._plain is None:
             return *self._cut(self._tokenizer, chunks), plain
-        cases, match = self._cases, self._plain
-        cores: list[str] = []
-        marks: list[str] = []
+        cut = self._plain
+        pieces: list[str] = []
+        sizes: list[int] = []
         others: list[str] = []
         for i, chunk in enumerate(chunks):
-            found = match(chunk)
-            if found is not None and chunk not in cases and found[1] not in cases:
-                plain[i] = True
-                cores.append(found[1])
-                marks.append(found[2] or "")
-            else:
+            found = cut(chunk)
+            if found is None:
                 others.append(chunk)
+            else:
+                plain[i] = True
+                pieces += found
+                sizes.append(len(found))
         counts = np.zeros(len(chunks), np.int64)
         tokens_of_others, counts[~plain] = self._cut(self._tokenizer, others)
-        with_mark = plain.copy()
-        with_mark[plain] = [bool(mark) for mark in marks]
-        counts[plain] = 1 + with_mark[plain]
-        begins = np.cumsum(counts) - counts
-        tokens = np.zeros(int(counts.sum()), np.int64)
-        tokens[begins[plain]] = self._named(cores)
-        tokens[begins[with_mark] + 1] = self._named([mark for mark in marks if mark])
-        tokens[np.repeat(~plain, counts)] = tokens_of_others
+        counts[plain] = sizes
+        mine = np.repeat(plain, counts)
+        tokens = np.zeros(len(mine), np.int64)
+        tokens[mine] = self._named(pieces)
+        tokens[~mine] = tokens_of_others
         return tokens, counts, plain
 
     def _named(self, texts: Sequence[str]) -> list[int]:
@@ -323,7 +315,9 @@ class Segmenter:
         # where a special case acted, the tokens that it was matched on may differ from those that it gave
         special = np.unique(owner[self._take("special", words) & ~plain[owner]]).tolist()
         bare_heads, n_heads = self._cut(self._bare, [chunks[i][:LONG] for i in special])
-        bare_tails, n_tails = self._cut(self._bare, [chunks[i][-LONG:] for i in special])
+        bare_tails, n_tails = bare_heads, n_heads
+        if any(len(chunks[i]) > LONG for i in special):
+            bare_tails, n_tails = self._cut(self._bare, [chunks[i][-LONG:] for i in special])
         begins, stops = np.cumsum(n_heads) - n_heads, np.cumsum(n_tails) - 1
         for i, head, tail in zip(special, bare_heads[begins].tolist(), bare_tails[stops].tolist(), strict=True):
             firsts, lasts = edges.get(i, (NOTHING, NOTHING))

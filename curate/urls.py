@@ -17,6 +17,9 @@ are the same everywhere.
 
 from __future__ import annotations
 
+import gzip
+import importlib
+import io
 import re
 import tarfile
 from collections.abc import Iterator
@@ -25,7 +28,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from xxhash import xxh3_64_intdigest as _hash
 
@@ -35,12 +38,14 @@ from gristmill.curate.schema import Urls
 
 if TYPE_CHECKING:
     import numpy as np
+    from tldextract import TLDExtract
 
 _ARCHIVE = "url_filterblacklistsv0_3_0.tar.gz"
 _FILES = (_ARCHIVE, "banned_words.txt", "banned_subwords.txt", "soft_banned_words.txt")
 _NOT_ALPHANUMERIC = re.compile(r"[^a-zA-Z0-9]+")
 _PIECE = 1 << 20
 _HASH = ord("#")
+_MORE_THAN_LINES = tuple(bytes([c]) for c in b"# \t\r\x0b\x0c")
 
 
 @dataclass(frozen=True)
@@ -75,15 +80,9 @@ class UrlRules:
         self._own = url_lists.ListedUrls(settings)
         if settings.lists == "off":
             return
-        import ahocorasick
-        from tldextract import TLDExtract
-
         self._lists = load_lists()
-        self._split = TLDExtract(cache_dir=None, suffix_list_urls=())
-        self._subwords = ahocorasick.Automaton(ahocorasick.STORE_INTS)
-        for i, word in enumerate(self._lists.subwords):
-            self._subwords.add_word(word, i)
-        self._subwords.make_automaton()
+        self._split = _splitter()
+        self._subwords = _automaton(self._lists.subwords)
 
     def check(self, url: str) -> str | None:
         """The reason to drop this URL, or None to keep it."""
@@ -136,6 +135,25 @@ def _file_digest(path: str, size: int, mtime_ns: int) -> str:
 
 
 @lru_cache(maxsize=1)
+def _splitter() -> TLDExtract:
+    """tldextract with its packaged suffix list (0.05 s to read)."""
+    from tldextract import TLDExtract
+
+    return TLDExtract(cache_dir=None, suffix_list_urls=())
+
+
+@lru_cache(maxsize=1)
+def _automaton(words: tuple[str, ...]) -> Any:
+    import ahocorasick
+
+    found = ahocorasick.Automaton(ahocorasick.STORE_INTS)
+    for i, word in enumerate(words):
+        found.add_word(word, i)
+    found.make_automaton()
+    return found
+
+
+@lru_cache(maxsize=1)
 def load_lists() -> UrlLists:
     """Read datatrove's lists from its package data."""
     import numpy as np
@@ -143,7 +161,7 @@ def load_lists() -> UrlLists:
     words = {name: frozenset(_word_list(asset(name))) for name in _FILES[1:]}
     domains = np.empty(0, np.uint64)
     urls: frozenset[str] = frozenset()
-    with tarfile.open(asset(_ARCHIVE), "r|gz") as archive:
+    with _inflate(asset(_ARCHIVE)) as raw, tarfile.open(fileobj=raw, mode="r|") as archive:
         for member in archive:
             file = archive.extractfile(member)
             if file is None:
@@ -168,14 +186,27 @@ def asset(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "assets" / name
 
 
+def _inflate(path: Path) -> IO[bytes]:
+    """A gzip file's bytes, with isal in half of zlib's time."""
+    try:
+        reader = importlib.import_module("isal.igzip")
+    except ImportError:
+        reader = gzip
+    return cast("IO[bytes]", io.BufferedReader(reader.open(path, "rb"), _PIECE))
+
+
 def _lines(file: IO[bytes]) -> Iterator[list[bytes]]:
     """Lines stripped, without comments and empty ones, in pieces of about 1 MiB."""
     rest = b""
     while True:
         piece = file.read(_PIECE)
-        lines = (rest + piece).split(b"\n")
+        whole = rest + piece
+        lines = whole.split(b"\n")
         rest = lines.pop() if piece else b""
-        yield [line for line in map(bytes.strip, lines) if line and line[0] != _HASH]
+        if not any(mark in whole for mark in _MORE_THAN_LINES) and all(lines):
+            yield lines  # nothing to strip, as nearly always: 0.3 s less for all domains
+        else:
+            yield [line for line in map(bytes.strip, lines) if line and line[0] != _HASH]
         if not piece:
             return
 

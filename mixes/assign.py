@@ -1,52 +1,80 @@
 """From a plan to the exact place of every token: the pieces of each phase, row by row, and the mixture's lock.
 
 The pieces of a phase depend on the phases before it (the cursors go on) and never on those after, so a changed last
-phase leaves the shards of the earlier ones as they are.
+phase leaves the shards of the earlier ones as they are. Pieces stream from packing windows to buckets on disk, one for
+each file that is written; beside a window only 12 bytes per row of the phase are in memory.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from gristmill.core.mixlock import LOCK_FORMAT
 from gristmill.core.vocabulary import TokenizerFacts
+from gristmill.mixes.buckets import Buckets
+from gristmill.mixes.catalogue import PIECE
 from gristmill.mixes.draw import Cursor, Draws
 from gristmill.mixes.order import destinations
-from gristmill.mixes.pack import Pieces, pack
+from gristmill.mixes.pack import Window, pack
 from gristmill.mixes.plan import PhasePlan, Plan
+from gristmill.mixes.plan_lock import loss_weights
 from gristmill.mixes.schema import Mixture
-from gristmill.mixes.sources import Documents, Stock
+from gristmill.mixes.sources import Catalogue
 
-LAYOUT_FORMAT = "gristmill-mix-layout-1"
+LAYOUT_FORMAT = "gristmill-mix-layout-2"
+GATHER_BYTES = 4 << 30
+"""`shuffle: auto` gathers rows straight from the stores while those are at most so large in all: then they stay in the
+page cache of any machine that trains. Larger ones go through buckets, which read and write in long stretches only."""
+PART_BYTES = 128 << 20
+"""Of the stores, side by side, that one task spreads over the shards."""
 
-PIECES_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),  # destination: row within the phase
-        ("row_start", pa.int32()),  # first token of the piece inside the row
-        ("store", pa.int32()),  # ordinal of the token store
-        ("doc", pa.int32()),  # row in that store's docs.parquet
-        ("doc_start", pa.int32()),  # first token of the piece inside its document
-        ("length", pa.int32()),  # tokens
-        ("source", pa.int16()),  # index into the layout's `sources`
-        ("epoch", pa.int16()),
-    ]
-)
-"""One row per piece, sorted by (row, row_start): PHASE/00042.pieces.parquet."""
+
+@dataclass(frozen=True)
+class Spread:
+    """How a phase's pieces are grouped into files: by shard (gather), or by the part of the stores they are in (buckets).
+
+    starts: (stores+1,) int64, the tokens before each store when all stand side by side.
+    """
+
+    shuffle: str
+    rows_per_shard: int
+    starts: np.ndarray
+    part_tokens: int
+
+    def of(self, pieces: np.ndarray) -> np.ndarray:
+        """(n,) int64: the file of each piece."""
+        if self.shuffle == "gather":
+            return np.asarray(pieces["row"] // self.rows_per_shard)
+        return np.asarray((self.starts[pieces["store"]] + pieces["begin"]) // self.part_tokens)
+
+    def ordered(self, pieces: np.ndarray) -> np.ndarray:
+        """The pieces of one file as they are stored: row by row, or as they stand in the stores."""
+        keys = ("row_start", "row") if self.shuffle == "gather" else ("row", "begin", "store")
+        return pieces[np.lexsort([pieces[k] for k in keys])]
+
+
+def spread(shuffle: str, rows: int, dtype: str, stores: Sequence[tuple[int, int]], part_bytes: int) -> Spread:
+    """shuffle: auto, gather or buckets. rows: of a shard. stores: (documents, tokens) of each."""
+    width = np.dtype(dtype).itemsize
+    starts = np.concatenate([[0], np.cumsum([n for _, n in stores])]).astype(np.int64)
+    if shuffle == "auto":
+        shuffle = "gather" if starts[-1] * width <= GATHER_BYTES else "buckets"
+    return Spread(shuffle, rows, starts, max(part_bytes // width, 1))
 
 
 @dataclass(frozen=True)
 class Assigned:
-    """One phase: its pieces (PIECES_SCHEMA) and what each source really gave."""
+    """One phase as it was packed: what each source really gave, and where its cursor stands then."""
 
     plan: PhasePlan
-    pieces: pa.Table
+    pieces: int
     tokens: dict[str, int]
+    truncated: dict[str, int]
     cursors: dict[str, Cursor]
 
     @property
@@ -56,50 +84,62 @@ class Assigned:
         return {u.source: {"target": u.share, "realised": self.tokens[u.source] / total} for u in self.plan.uses}
 
 
-def assign(mixture: Mixture, plan: Plan, documents: Documents, stock: Sequence[Stock]) -> Iterator[Assigned]:
-    """Pack, interleave and permute phase by phase. At most one phase's pieces are held at a time."""
-    by_name = {s.name: s for s in stock}
-    draws = {
-        s.name: Draws(documents.hashes[s.documents], documents.lengths[s.documents], mixture.seed, s.name)
-        for s in stock
-    }
-    cursors = dict.fromkeys(by_name, Cursor())
+def assign(
+    mixture: Mixture,
+    plan: Plan,
+    found: Catalogue,
+    spool: Buckets,
+    folder: Path,
+    spread_of: Callable[[PhasePlan], Spread],
+    save: Callable[[PhasePlan, int, np.ndarray], None],
+) -> Iterator[Assigned]:
+    """Pack, interleave and permute phase by phase.
+
+    spool: the documents of every source (`sources.scan`). folder: for what does not stay in memory. save(phase, file,
+    pieces) is called for every file that has pieces, in order, with its (n,) PIECE records as `Spread.ordered`.
+    """
+    cursors = {s.name: Cursor() for s in found.stock}
     for phase in plan.phases:
+        how = spread_of(phase)
         names = [u.source for u in phase.uses]
         places = destinations([u.rows for u in phase.uses], names, mixture.seed, phase.name)
-        columns: list[dict[str, np.ndarray]] = []
-        tokens: dict[str, int] = {}
-        for i, (use, place) in enumerate(zip(phase.uses, places, strict=True)):
-            pieces, cursors[use.source] = pack(
-                draws[use.source],
-                cursors[use.source],
-                use.rows,
-                phase.seq_len + 1,
-                mixture.defaults.pack,
-                mixture.defaults.max_docs_per_row,
-            )
-            tokens[use.source] = int(pieces.length.sum())
-            columns.append(_columns(pieces, place, i, by_name[use.source].documents, documents))
-        joined = {n: np.concatenate([c[n] for c in columns]) for n in PIECES_SCHEMA.names}
-        order = np.lexsort((joined["row_start"], joined["row"]))
-        table = pa.table({n: pa.array(joined[n][order], PIECES_SCHEMA.field(n).type) for n in PIECES_SCHEMA.names})
-        yield Assigned(phase, table, tokens, {n: cursors[n] for n in names})
+        tokens = dict.fromkeys(names, 0)
+        truncated = dict.fromkeys(names, 0)
+        total = last = 0
+        with Buckets(folder / f"pieces-{phase.name}", PIECE) as files:
+            for i, (use, place) in enumerate(zip(phase.uses, places, strict=True)):
+                name = use.source
+                draws = Draws(spool, found.number[name], mixture.seed, name, folder)
+                for window in pack(
+                    draws, cursors[name], use.rows, phase.seq_len + 1, phase.pack, mixture.defaults.max_docs_per_row
+                ):
+                    pieces = _pieces(window, place, i)
+                    to = how.of(pieces)
+                    files.add(pieces, to)
+                    cursors[name] = window.cursor
+                    tokens[name] += int(window.pieces.length.sum())
+                    truncated[name] += window.truncated
+                    total += len(pieces)
+                    last = max(last, int(to.max(initial=0)))
+                draws.close()
+            for number in range(last + 1):
+                if files.count(number):
+                    save(phase, number, how.ordered(files.bucket(number)))
+        yield Assigned(phase, total, tokens, truncated, {n: cursors[n] for n in names})
 
 
-def _columns(
-    pieces: Pieces, place: np.ndarray, source: int, positions: np.ndarray, documents: Documents
-) -> dict[str, np.ndarray]:
-    at = positions[pieces.document]
-    return {
-        "row": place[pieces.row],
-        "row_start": pieces.row_start,
-        "store": documents.store[at],
-        "doc": documents.doc[at],
-        "doc_start": pieces.doc_start,
-        "length": pieces.length,
-        "source": np.full(len(pieces), source),
-        "epoch": pieces.epoch,
-    }
+def _pieces(window: Window, place: np.ndarray, source: int) -> np.ndarray:
+    """The window's (n,) PIECE records; place: the phase's row of every row of the source."""
+    packed = window.pieces
+    documents = window.documents[packed.document]
+    out = np.empty(len(packed), PIECE)
+    out["row"] = place[packed.row]
+    out["begin"] = documents["offset"] + packed.doc_start
+    out["row_start"], out["length"], out["doc_start"] = packed.row_start, packed.length, packed.doc_start
+    for name in ("id", "store", "doc"):
+        out[name] = documents[name]
+    out["source"], out["epoch"] = source, window.uses[packed.document]
+    return out
 
 
 def rows_per_shard(phase: PhasePlan, dtype: str, shard_bytes: int) -> int:
@@ -107,29 +147,20 @@ def rows_per_shard(phase: PhasePlan, dtype: str, shard_bytes: int) -> int:
     return max(shard_bytes // ((phase.seq_len + 1) * np.dtype(dtype).itemsize), 1)
 
 
-def shard_tables(assigned: Assigned, rows: int) -> Iterator[pa.Table]:
-    """The pieces of each shard of `rows` rows, in order."""
-    ends = range(rows, assigned.plan.rows + rows, rows)
-    cuts = np.searchsorted(assigned.pieces["row"].to_numpy(), [0, *ends])
-    for begin, end in itertools.pairwise(cuts):
-        yield assigned.pieces.slice(begin, end - begin)
-
-
-def layout(
-    assigned: Assigned, plan: Plan, shard_bytes: int, facts: TokenizerFacts, stores: Sequence[str]
-) -> dict[str, Any]:
+def layout(phase: PhasePlan, plan: Plan, how: Spread, facts: TokenizerFacts, stores: Sequence[str]) -> dict[str, Any]:
     """What writing one phase's shards needs: nothing about other phases, so that those may change."""
-    phase = assigned.plan
     return {
         "format": LAYOUT_FORMAT,
         "phase": phase.name,
         "seq_len": phase.seq_len,
         "rows": phase.rows,
-        "rows_per_shard": rows_per_shard(phase, plan.dtype, shard_bytes),
+        "rows_per_shard": how.rows_per_shard,
+        "shuffle": how.shuffle,
         "dtype": plan.dtype,
         "pad": facts.special_ids["pad"],
         "sources": [u.source for u in phase.uses],
         "stores": list(stores),  # sha256 of each docs.parquet
+        "tokens": np.diff(how.starts).tolist(),  # of each store
     }
 
 
@@ -171,11 +202,14 @@ def lock_phase(mixture: Mixture, assigned: Assigned, rows: int) -> dict[str, Any
         "shards": -(-phase.rows // rows),
         "padding": stored - sum(assigned.tokens.values()),
         "lr": spec.lr.model_dump(mode="json", exclude_none=True),
+        "loss_weights": loss_weights(mixture, [u.source for u in phase.uses]),
+        "until_rows": phase.until_rows,
         "shares": assigned.shares,
         "sources": {
             u.source: {
                 "rows": u.rows,
                 "tokens": assigned.tokens[u.source],
+                **({"truncated": n} if (n := assigned.truncated[u.source]) else {}),
                 "epochs": u.epochs,
                 "cursor": asdict(assigned.cursors[u.source]),
             }

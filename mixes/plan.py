@@ -1,49 +1,67 @@
-"""The plan of a mixture: rows, tokens and epochs of every source in every phase, refused or warned about, then printed.
+"""The plan of a mixture: rows, tokens and epochs of every source in every phase, refused or warned about.
 
 Two units meet here. A phase's budget counts positions trained on, seq_len per row. What a source gives counts stored
 tokens, seq_len + 1 per row; epochs are stored tokens over the source's available ones. Rows that packing cannot fill
 to the last token make the true epochs a little smaller, never larger.
+
+A source with children (`split_by`) is drawn from through them; where nobody has counted them yet, as one.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
-import numpy as np
-
-from gristmill.core.errors import UsageError
+from gristmill.core.errors import ConfigError, UsageError
+from gristmill.core.settings import Document, Loc
 from gristmill.core.tokshards import token_dtype
 from gristmill.mixes.order import largest_remainder
-from gristmill.mixes.schema import MAX_EPOCHS, EpochsPart, Mixture, Phase, TokensPart
-from gristmill.mixes.sources import Stock
+from gristmill.mixes.plan_shares import Want, divide, rescale, wanted_rows
+from gristmill.mixes.schema import MAX_EPOCHS, Mixture, Phase
 
-WARN_EPOCHS = 4.0  # up to 4 epochs cost almost nothing (Muennighoff et al., arXiv 2305.16264)
-WARN_ROUNDING = 0.01
+
+class Counted(Protocol):
+    """What a source or a child has, as `mixes.sources` counts it: documents and tokens to draw from, and those held out."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def documents(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def heldout(self) -> int: ...
+    @property
+    def heldout_tokens(self) -> int: ...
+    @property
+    def beyond(self) -> Mapping[int, int]: ...
 
 
 @dataclass(frozen=True)
 class Supply:
-    """What a source has."""
+    """What a source, or a child of one, has; None where nobody has counted."""
 
     name: str
-    documents: int
-    tokens: int
-    heldout_documents: int
-    heldout_tokens: int
+    documents: int | None
+    tokens: int | None
+    heldout_documents: int | None
+    heldout_tokens: int | None
     max_epochs: float
 
 
 @dataclass(frozen=True)
 class Use:
-    """What one phase takes of one source. `epochs` is cumulative over the phases up to this one."""
+    """What one phase takes of one source. `epochs` is cumulative over the phases up to this one; None where unknown."""
 
     source: str
     rows: int
     tokens: int  # stored: rows x (seq_len + 1)
     share: float  # of the phase's rows, before rounding to whole rows
-    epochs: float
+    epochs: float | None
+    drawn: int = 0  # tokens of the source's documents; more than `tokens` where documents are truncated
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,20 @@ class PhasePlan:
     bytes: int  # of the packed .bin files
     learning_rate: str
     uses: list[Use]
+    pack: str = "bfd"
+    until_rows: int | None = None  # rows trained on, where not all
+
+
+@dataclass(frozen=True)
+class Note:
+    """A warning: its code, what it says, and the place in the YAML it is about."""
+
+    code: str
+    text: str
+    loc: Loc
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.text}"
 
 
 @dataclass(frozen=True)
@@ -66,89 +98,236 @@ class Plan:
     """A mixture with the token counts of its sources filled in."""
 
     seed: int
-    vocab_size: int
+    vocab_size: int | None
     dtype: str
     supplies: list[Supply]
     phases: list[PhasePlan]
-    warnings: list[str]
+    notes: list[Note]
+    totals: dict[str, int | None] = field(default_factory=dict)
+    """Tokens of sources with children and of groups ("group NAME"), where they are known."""
+    unsized: dict[str, list[str]] = field(default_factory=dict)
+    """{phase: sources} of phases whose size follows from sources that nobody has counted; they are not in `phases`."""
+    lost: list[str] = field(default_factory=list)
+    """What such phases draw from: sources, children and groups whose epochs therefore nobody knows."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """The notes as text, without places: those change with the file's layout."""
+        return [str(note) for note in self.notes]
 
 
-def make_plan(mixture: Mixture, stock: Sequence[Stock], vocab_size: int) -> Plan:
-    """Rows per source and phase. Raises UsageError with every E104 and E109 of the mixture at once."""
+def make_plan(
+    mixture: Mixture,
+    stock: Sequence[Counted],
+    vocab_size: int,
+    document: Document | None = None,
+    overlaps: Mapping[tuple[str, str], int] | None = None,
+) -> Plan:
+    """Rows per source and phase, over counted sources. `overlaps`: documents that pairs share (`membership.Overlaps`).
+
+    Raises UsageError with every E102, E103, E104 and E109 of the mixture at once; with `document`, the YAML, as a
+    ConfigError that has their places.
+    """
     supplies = [
-        Supply(s.name, len(s.documents), s.tokens, len(s.heldout), s.heldout_tokens, mixture.limit(s.name))
-        for s in stock
+        Supply(s.name, s.documents, s.tokens, s.heldout, s.heldout_tokens, mixture.limit(s.name)) for s in stock
     ]
-    by_name = {s.name: s for s in supplies}
-    used = dict.fromkeys(by_name, 0)
-    faults: list[tuple[str, str]] = []
-    phases: list[PhasePlan] = []
-    exhausted: set[str] = set()
-    for number, phase in enumerate(mixture.stages):
-        want = _wanted_rows(phase, by_name)
-        total = sum(want.values())
-        if min(want.values()) <= 0:
-            short = next(s for s, rows in want.items() if rows <= 0)
-            faults.append((f"E109 phase `{phase.name}`: nothing is left for the rest, `{short}`", "raise its tokens"))
-            continue
+    totals = _totals(mixture, supplies)
+    beyond = {s.name: s.beyond for s in stock}
+    return plan_supplies(mixture, supplies, totals, vocab_size, document, overlaps, beyond)
+
+
+def plan_supplies(
+    mixture: Mixture,
+    supplies: Sequence[Supply],
+    totals: Mapping[str, int | None],
+    vocab_size: int | None,
+    document: Document | None = None,
+    overlaps: Mapping[tuple[str, str], int] | None = None,
+    beyond: Mapping[str, Mapping[int, int]] | None = None,
+) -> Plan:
+    """`make_plan` over supplies that may be unknown. `totals` as in Plan; `beyond`: source -> {width of a row: tokens of an
+    epoch that truncating documents to it drops}. Raises what it raises."""
+    from gristmill.mixes.plan_notes import notes
+
+    planner = _Planner(mixture, list(supplies), totals, beyond or {})
+    phases = [p for i, phase in enumerate(mixture.stages) if (p := planner.phase(i, phase, vocab_size)) is not None]
+    if planner.faults:
+        raise_at(planner.faults, document)
+    found = notes(mixture, supplies, phases, planner.cut, overlaps or {}, planner.epochs)
+    dtype = token_dtype(vocab_size if vocab_size is not None else 1 << 17).str
+    return Plan(
+        mixture.seed,
+        vocab_size,
+        dtype,
+        list(supplies),
+        phases,
+        found,
+        dict(totals),
+        planner.unsized,
+        sorted(planner.lost),
+    )
+
+
+def raise_at(faults: Sequence[tuple[Loc, str, str]], document: Document | None) -> None:
+    """Raise (place, message, hint) faults: at their places in the YAML, else as one UsageError."""
+    if document is not None:
+        raise ConfigError([document.problem(loc, message, hint) for loc, message, hint in faults])
+    hints = "; ".join(dict.fromkeys(hint for _, _, hint in faults))
+    raise UsageError("\n".join(message for _, message, _ in faults), hint=hints)
+
+
+def _totals(mixture: Mixture, supplies: Iterable[Supply]) -> dict[str, int | None]:
+    out: Counter[str] = Counter()
+    for supply in supplies:
+        parent = mixture.parent(supply.name)
+        group = mixture.sources[parent].group
+        if parent != supply.name:
+            out[parent] += supply.tokens or 0
+        if group is not None:
+            out[f"group {group}"] += supply.tokens or 0
+    return dict(out)
+
+
+class _Planner:
+    """Goes through the phases in order and remembers what was used. `faults` are (place, message, hint)."""
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        supplies: list[Supply],
+        totals: Mapping[str, int | None],
+        beyond: Mapping[str, Mapping[int, int]],
+    ) -> None:
+        self.mixture, self.supplies, self.beyond = mixture, {s.name: s for s in supplies}, beyond
+        self.tokens: dict[str, int | None] = {**totals, **{s.name: s.tokens for s in supplies}}
+        self.used: Counter[str] = Counter()  # tokens drawn, by source, child and "group NAME"
+        self.lost: set[str] = set()  # those that a phase of unknown size used
+        self.exhausted: set[str] = set()
+        self.faults: list[tuple[Loc, str, str]] = []
+        self.unsized: dict[str, list[str]] = {}
+        self.cut: list[
+            tuple[int, str, float, float]
+        ] = []  # (phase, source, share wanted, share given) of on_short: rescale
+
+    def above(self, name: str) -> list[str]:
+        """A drawable source and what its tokens count to: its parent, its group."""
+        parent = self.mixture.parent(name)
+        group = self.mixture.sources[parent].group
+        return [*dict.fromkeys((name, parent)), *([f"group {group}"] if group else [])]
+
+    def epochs(self, name: str) -> float | None:
+        """Passes so far over a source, a child or "group NAME"."""
+        tokens = self.tokens.get(name)
+        return None if not tokens or name in self.lost else self.used[name] / tokens
+
+    def kept(self, source: str, phase: Phase) -> float:
+        """Part of a source's tokens that a phase's rows take; below 1 where it truncates documents, and is known to."""
+        tokens = self.tokens.get(source)
+        if not tokens or self.mixture.packing(phase) != "bfd-truncate":
+            return 1.0
+        return 1.0 - self.beyond.get(source, {}).get(phase.seq_len + 1, 0) / tokens
+
+    def phase(self, number: int, phase: Phase, vocab_size: int | None) -> PhasePlan | None:
+        divided = self._divided(number, phase)
+        if divided is None:
+            return None
+        found = wanted_rows(phase, divided, self.tokens, lambda source: self.kept(source, phase))
+        if isinstance(found, list):
+            self.unsized[phase.name] = found
+            self.lost.update(n for parts in divided.values() for source, _ in parts for n in self.above(source))
+            return None
+        total = sum(found.rows.values())
+        where: Loc = ("stages", number)
+        if min(found.rows.values()) <= 0:
+            short = next(s for s, rows in found.rows.items() if rows <= 0)
+            text = f"E109 phase `{phase.name}`: nothing is left for the rest, `{short}`"
+            self.faults.append(((*where, "mix", found.keys[short]), text, "raise its tokens"))
+            return None
         batches = int((total + 1e-9) // phase.batch_rows)
         if batches < 1:
-            faults.append(_too_small(number, phase, total))
-            continue
+            self.faults.append(((*where, "tokens" if phase.tokens else "mix"), *_too_small(number, phase, total)))
+            return None
         rows = batches * phase.batch_rows
-        counts = dict(zip(want, largest_remainder(list(want.values()), rows), strict=True))
-        for source, n in counts.items():
-            before, used[source] = used[source], used[source] + n * (phase.seq_len + 1)
-            # rounding to whole rows may add one row a phase
-            allowed = by_name[source].max_epochs * by_name[source].tokens + (number + 1) * (phase.seq_len + 1)
-            hard = MAX_EPOCHS * by_name[source].tokens + (number + 1) * (phase.seq_len + 1)
-            most = allowed if mixture.defaults.on_short == "error" else hard
-            if used[source] > most and source not in exhausted:
-                exhausted.add(source)
-                faults.append(_too_often(phase, by_name[source], before, used[source], rows, want[source] / total))
+        counts = self._counts(number, phase, found, rows)
+        before = self.used.copy()
+        width = phase.seq_len + 1
+        drawn = {source: round(n * width / self.kept(source, phase)) for source, n in counts.items()}
+        for source, tokens in drawn.items():
+            for name in self.above(source):
+                self.used[name] += tokens
+        for name in dict.fromkeys(name for source in counts for name in self.above(source)):
+            self._limit(number, phase, name, found, before[name], rows)
         uses = [
-            Use(s, n, n * (phase.seq_len + 1), want[s] / total, used[s] / by_name[s].tokens) for s, n in counts.items()
+            Use(source, n, n * width, found.rows[source] / total, self.epochs(source), drawn[source])
+            for source, n in counts.items()
         ]
-        size = rows * (phase.seq_len + 1) * token_dtype(vocab_size).itemsize
-        phases.append(
-            PhasePlan(
-                phase.name,
-                phase.seq_len,
-                phase.batch_rows,
-                batches,
-                rows,
-                rows * phase.seq_len,
-                size,
-                phase.lr.phase,
-                uses,
-            )
-        )
-    if faults:
-        hints = "; ".join(dict.fromkeys(hint for _, hint in faults))
-        raise UsageError("\n".join(message for message, _ in faults), hint=hints)
-    found = _warnings(mixture, supplies, phases, stock)
-    return Plan(mixture.seed, vocab_size, token_dtype(vocab_size).str, supplies, phases, found)
+        size = rows * width * token_dtype(vocab_size if vocab_size is not None else 1 << 17).itemsize
+        until = None if phase.until is None else min(phase.until // phase.global_batch, batches) * phase.batch_rows
+        return PhasePlan(
+            phase.name, phase.seq_len, phase.batch_rows, batches, rows, rows * phase.seq_len, size, phase.lr.phase, uses,
+            self.mixture.packing(phase), until if until != rows else None,
+        )  # fmt: skip
 
+    def _divided(self, number: int, phase: Phase) -> dict[str, list[tuple[str, float]]] | None:
+        """Each name of the mix as drawable sources and their parts of it; None when one has no document."""
+        out: dict[str, list[tuple[str, float]]] = {}
+        faulty = False
+        for name in phase.mix:
+            loc: Loc = ("stages", number, "mix", name)
+            parts = divide(self.mixture, name, self.tokens, self.supplies)
+            if not parts:
+                known = [s for s in self.supplies if self.mixture.parent(s) == self.mixture.parent(name) != s]
+                text = f"E102 unknown child `{name}`"
+                hint = f"children: {', '.join(known[:20])}{', …' if len(known) > 20 else ''}"
+                if not known:
+                    text, hint = f"E103 source `{name}` has no documents", "`mix plan --root` counts them"
+                self.faults.append((loc, text, hint))
+            elif any(self.tokens[source] == 0 for source, _ in parts):
+                self.faults.append(
+                    (loc, f"E103 source `{name}` has no documents", "look at its filter and path, or leave it out")
+                )
+                parts = []
+            faulty |= not parts
+            out[name] = parts
+        return None if faulty else out
 
-def _wanted_rows(phase: Phase, supplies: Mapping[str, Supply]) -> dict[str, float]:
-    """Rows wanted of each source, before rounding; the rest may come out at or below 0."""
-    rows = (phase.tokens or 0) / phase.seq_len
-    shares = {s: part for s, part in phase.mix.items() if isinstance(part, float)}
-    scale = 1 / sum(shares.values()) if phase.normalize else 1.0
-    want: dict[str, float] = {}
-    for source, part in phase.mix.items():
-        if isinstance(part, float):
-            want[source] = part * scale * rows
-        elif isinstance(part, TokensPart):
-            want[source] = part.tokens / phase.seq_len
-        elif isinstance(part, EpochsPart):
-            want[source] = part.epochs * supplies[source].tokens / (phase.seq_len + 1)
-        else:
-            want[source] = 0.0
-    for source, part in phase.mix.items():
-        if part == "rest":
-            want[source] = rows - sum(want.values())
-    return want
+    def _counts(self, number: int, phase: Phase, want: Want, rows: int) -> dict[str, int]:
+        """Whole rows of each source."""
+        if self.mixture.defaults.on_short != "rescale":
+            return dict(zip(want.rows, largest_remainder(list(want.rows.values()), rows), strict=True))
+        room: dict[str, float] = {}
+        for source in want.rows:
+            tokens = self.tokens[source]
+            limit = self.mixture.limit(source)
+            left = math.inf if tokens is None else limit * tokens - self.used[source]
+            room[source] = max(left * self.kept(source, phase) // (phase.seq_len + 1), 0)
+        counts, capped = rescale(want.rows, rows, room)
+        if counts is None:
+            # every source is at its limit: E104 names each
+            return dict(zip(want.rows, largest_remainder(list(want.rows.values()), rows), strict=True))
+        total = sum(want.rows.values())
+        self.cut += [(number, s, want.rows[s] / total, counts[s] / rows) for s in capped]
+        return {source: n for source, n in counts.items() if n} if not all(counts.values()) else counts
+
+    def _limit(self, number: int, phase: Phase, name: str, want: Want, before: int, rows: int) -> None:
+        """E104 for a source, or for a parent or group that is counted where its parts are not."""
+        tokens = self.tokens.get(name)
+        if tokens is None or name in self.exhausted or name in self.lost:
+            return
+        members = [s for s in self.supplies if name in self.above(s)]
+        if members != [name] and all(self.tokens[s] is not None for s in members):
+            return  # each of them is looked at
+        most = max(self.mixture.limit(s) for s in members)
+        on_short = self.mixture.defaults.on_short
+        # rounding to whole rows may add one row a phase and source
+        slack = (number + 1) * (phase.seq_len + 1) * len(members)
+        if self.used[name] <= (MAX_EPOCHS if on_short == "repeat" else most) * tokens + slack:
+            return
+        self.exhausted.add(name)
+        inside = [s for s in want.rows if name in self.above(s)]
+        share = sum(want.rows[s] for s in inside) / sum(want.rows.values())
+        message, hint = _too_often(phase, name, tokens, most, before, self.used[name], rows, share)
+        self.faults.append((("stages", number, "mix", want.keys[inside[0]]), message, hint))
 
 
 def _too_small(number: int, phase: Phase, rows: float) -> tuple[str, str]:
@@ -161,97 +340,23 @@ def _too_small(number: int, phase: Phase, rows: float) -> tuple[str, str]:
     return message, f"give it more tokens, or lower stages.{number}.seq_len and its global_batch"
 
 
-def _too_often(phase: Phase, supply: Supply, before: int, after: int, rows: int, share: float) -> tuple[str, str]:
+def _too_often(
+    phase: Phase, name: str, tokens: int, limit: float, before: int, after: int, rows: int, share: float
+) -> tuple[str, str]:
     """E104 with the largest budget and share that would do."""
+    kind, _, label = ("group", "", name[6:]) if name.startswith("group ") else ("source", "", name)
     message = (
-        f"E104 source `{supply.name}` would be seen {after / supply.tokens:.2f} times by the end of phase `{phase.name}` "
-        f"({after:,} of {supply.tokens:,} tokens), its limit is {supply.max_epochs:g}"
+        f"E104 {kind} `{label}` would be seen {after / tokens:.2f} times by the end of phase `{phase.name}` "
+        f"({after:,} of {tokens:,} tokens), its limit is {limit:g}"
     )
-    left = supply.max_epochs * supply.tokens - before
+    left = limit * tokens - before
     row = phase.seq_len + 1
+    raise_it = f"raise sources.{label}.max_epochs" if kind == "source" else "raise max_epochs of its sources"
     if left < row:
-        return message, f"raise sources.{supply.name}.max_epochs, or take less of it before `{phase.name}`"
+        return message, f"{raise_it}, or take less of it before `{phase.name}`"
     budget = int(left / share / row) // phase.batch_rows * phase.global_batch
     most = left / (rows * row)
     return message, (
         f"`{phase.name}` can have {budget:,} tokens at this share, or give it a share of {most:.4f} of {rows * phase.seq_len:,}; "
-        f"or raise sources.{supply.name}.max_epochs"
+        f"or {raise_it}"
     )
-
-
-def _warnings(
-    mixture: Mixture, supplies: Sequence[Supply], phases: Sequence[PhasePlan], stock: Sequence[Stock]
-) -> list[str]:
-    out = []
-    last = {use.source: use.epochs for phase in phases for use in phase.uses}
-    for supply in supplies:
-        if supply.name not in last:
-            out.append(f"W203 source `{supply.name}` is in no phase")
-        elif last[supply.name] > supply.max_epochs * 1.0001 and mixture.defaults.on_short == "repeat":
-            out.append(
-                f"W201 source `{supply.name}` is seen {last[supply.name]:.2f} times, its limit is {supply.max_epochs:g}"
-            )
-        elif last[supply.name] > WARN_EPOCHS * 1.0001:
-            out.append(f"W201 source `{supply.name}` is seen {last[supply.name]:.2f} times; repeats lose value after 4")
-    seen: set[str] = set()
-    for number, phase in enumerate(phases):
-        for use in phase.uses:
-            where = f"source `{use.source}` in phase `{phase.name}`"
-            if use.rows * 100 < phase.batches:
-                out.append(f"W202 {where} has {use.rows} rows in {phase.batches} batches")
-            elif abs(use.rows / (use.share * phase.rows) - 1) > WARN_ROUNDING:
-                out.append(f"W205 {where} gets {use.rows} whole rows for {use.share * phase.rows:.2f}")
-            if number and phase.learning_rate == "decay" and use.source not in seen:
-                out.append(f"W204 {where} is first seen while the learning rate decays")
-        seen.update(use.source for use in phase.uses)
-    for one, other in itertools.combinations([s for s in stock if s.name in last], 2):
-        shared = len(np.intersect1d(one.documents, other.documents, assume_unique=True))
-        if shared:
-            out.append(
-                f"W210 sources `{one.name}` and `{other.name}` share {shared:,} documents: epochs understate repeats"
-            )
-    return out
-
-
-def short(n: float) -> str:
-    """A count for people: 5.10T, 1.20M, 812."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if n >= size * 0.9995:
-            return f"{n / size:.2f}{unit}"
-    return f"{n:.0f}"
-
-
-def render(plan: Plan) -> str:
-    """The plan as a table: sources by row, phases by column; `ep` is cumulative, in tokens over available tokens."""
-    total = sum(p.tokens for p in plan.phases)
-    lines = [
-        f"{short(total)} tokens in {sum(p.batches for p in plan.phases):,} global batches, "
-        f"{short(sum(p.bytes for p in plan.phases))} bytes of {np.dtype(plan.dtype).name}, vocabulary {plan.vocab_size:,}"
-    ]
-    for p in plan.phases:
-        lines.append(
-            f"  {p.name}: {p.batches:,} batches of {p.batch_rows} rows of {p.seq_len} tokens, learning rate {p.learning_rate}"
-        )
-    heads = [f"{p.name} {short(p.tokens)}" for p in plan.phases]
-    widths = [max(len(h), 15) for h in heads]
-    name = max([6, *(len(s.name) for s in plan.supplies)])
-    head = f"{'source':<{name}} {'documents':>9} {'available':>9} {'held out':>8}"
-    for text, width in zip(heads, widths, strict=True):
-        head += f" | {text:>{width}} {'ep':>6}"
-    lines += ["", head + f" | {'total':>8} {'epochs':>6} {'limit':>5}"]
-    flags = {
-        s.name: " ".join(dict.fromkeys(w.split()[0] for w in plan.warnings if f"`{s.name}`" in w))
-        for s in plan.supplies
-    }
-    for s in plan.supplies:
-        line = f"{s.name:<{name}} {s.documents:>9,} {short(s.tokens):>9} {short(s.heldout_tokens):>8}"
-        used, epochs = 0, 0.0
-        for p, width in zip(plan.phases, widths, strict=True):
-            use = next((u for u in p.uses if u.source == s.name), None)
-            if use is None:
-                line += f" | {'':>{width}} {'':>6}"
-                continue
-            used, epochs = used + use.tokens, use.epochs
-            line += f" | {f'{short(use.tokens)} {use.rows / p.rows:6.1%}':>{width}} {use.epochs:6.2f}"
-        lines.append(line + f" | {short(used):>8} {epochs:6.2f} {s.max_epochs:>5g}  {flags[s.name] or 'ok'}")
-    return "\n".join([*lines, *(f"warning: {w}" for w in plan.warnings)])

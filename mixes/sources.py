@@ -1,137 +1,270 @@
 """Which documents each source of a mixture draws from: filters over the token stores' tables, minus what is held out.
 
-Only lengths, ids and the columns that filters name are read, never a token.
+Only lengths, ids and the columns that filters name are read, never a token, and one batch of documents at a time: what
+a source has is counted, and spooled to disk in (store, doc) order where it will be drawn from.
 """
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gristmill.core.errors import FormatError, UsageError
-from gristmill.core.expression import compile_expression
-from gristmill.core.hashing import hash64, mix64, seed_of
-from gristmill.mixes.schema import HeldOut, Mixture, filter_schema
+from gristmill.core.errors import FormatError
+from gristmill.core.hashing import mix64, seed_of
+from gristmill.core.settings import Document, Loc
+from gristmill.mixes.buckets import Buckets
+from gristmill.mixes.catalogue import DOCUMENT, hash_texts, hex_ids, raw_ids
+from gristmill.mixes.leaks import check_leaks
+from gristmill.mixes.membership import (
+    Overlaps,
+    check_columns,
+    columns_of,
+    draw_weights,
+    memberships,
+    store_schema,
+)
+from gristmill.mixes.plan import raise_at
+from gristmill.mixes.schema import HeldOut, Mixture
 
-
-@dataclass(frozen=True)
-class Documents:
-    """The documents of all stores side by side, in (store, doc) order: parallel arrays of D.
-
-    store, doc: int64, the store's ordinal and the row in its docs.parquet. lengths: int64 tokens. hashes: uint64 of ids.
-    columns: what filters and held-out keys need.
-    """
-
-    store: np.ndarray
-    doc: np.ndarray
-    lengths: np.ndarray
-    hashes: np.ndarray
-    columns: pa.Table
+BATCH = 32_768
+"""Documents whose columns are held at a time: some 15 MB with ids and clusters."""
 
 
 @dataclass(frozen=True)
 class Stock:
-    """One source: the documents it may draw from and those held out of it, as ascending positions in `Documents`."""
+    """One source: how many documents it may draw from, and how many are held out of it.
+
+    tokens: of one epoch, a document of weight w counted w times, as it is drawn.
+    """
 
     name: str
-    documents: np.ndarray
-    heldout: np.ndarray
+    documents: int
+    draws: int
     tokens: int
+    heldout: int
     heldout_tokens: int
+    beyond: dict[int, int] = field(default_factory=dict)
+    """{width of a row: tokens of one epoch behind a document's first so many}, for stages that truncate."""
 
 
-def read_documents(paths: Sequence[Path], mixture: Mixture) -> Documents:
-    """The documents of the stores whose docs.parquet are given, in order. Raises FormatError on a damaged file."""
-    schema = filter_schema()
-    names = {"id", "length"}
-    for source in mixture.sources.values():
-        names.update(compile_expression(source.filter, schema).columns if source.filter else ())
-        names.update(["warc_file"] if source.path else ())
-    if mixture.heldout:
-        names.add(mixture.heldout.key)
-    wanted = [n for n in schema.names if n in names]
-    tables = []
-    for path in paths:
-        try:
-            tables.append(pq.read_table(path, columns=wanted).cast(pa.schema([schema.field(n) for n in wanted])))
-        except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-            raise FormatError(f"{path} is no document table of a token store: {error}") from error
-    columns = pa.concat_tables(tables) if tables else pa.schema([schema.field(n) for n in wanted]).empty_table()
-    sizes = [t.num_rows for t in tables]
-    ids = columns["id"].to_pylist()
-    return Documents(
-        store=np.repeat(np.arange(len(sizes)), sizes),
-        doc=np.concatenate([np.empty(0, np.int64), *(np.arange(n) for n in sizes)]),
-        lengths=columns["length"].to_numpy().astype(np.int64),
-        hashes=np.fromiter((hash64(i) for i in ids), np.uint64, len(ids)),
-        columns=columns,
-    )
+@dataclass(frozen=True)
+class Catalogue:
+    """All sources in the mixture's order, what is held out, and what every store has.
 
-
-def stocks(mixture: Mixture, documents: Documents) -> list[Stock]:
-    """Every source's documents, in the mixture's order. Raises UsageError (E103) for sources that have none."""
-    members = {name: _members(mixture, name, documents) for name in mixture.sources}
-    held = held_out(mixture.heldout, mixture.seed, documents, members)
-    out = []
-    faults = []
-    for name, member in members.items():
-        kept, out_of = np.flatnonzero(member & ~held), np.flatnonzero(member & held)
-        tokens, lost = int(documents.lengths[kept].sum()), int(documents.lengths[out_of].sum())
-        out.append(Stock(name, kept, out_of, tokens, lost))
-        if not len(kept) and any(name in phase.mix for phase in mixture.stages):
-            source = mixture.sources[name]
-            what = " and ".join(f"{k} {v!r}" for k, v in (("filter", source.filter), ("path", source.path)) if v)
-            why = f" once {len(out_of)} are held out" if len(out_of) else f": {what or 'no stores'} selects none"
-            faults.append(f"E103 source `{name}` has no documents{why}, of {len(documents.lengths):,} encoded")
-    if faults:
-        raise UsageError("\n".join(faults), hint="`gristmill mix plan` counts documents without packing them")
-    return out
-
-
-def _members(mixture: Mixture, name: str, documents: Documents) -> np.ndarray:
-    source = mixture.sources[name]
-    keep = documents.lengths > 0
-    if source.filter:
-        expression = compile_expression(source.filter, filter_schema())
-        keep &= expression.mask(documents.columns).to_numpy(zero_copy_only=False)
-    if source.path:
-        files = documents.columns["warc_file"].combine_chunks().dictionary_encode()
-        names = files.dictionary.to_pylist()
-        good = np.array([n is not None and fnmatch.fnmatchcase(n, source.path) for n in names] + [False])
-        keep &= good[files.indices.fill_null(len(names)).to_numpy()]
-    return keep
-
-
-def held_out(spec: HeldOut | None, seed: int, documents: Documents, members: dict[str, np.ndarray]) -> np.ndarray:
-    """(D,) bool: documents of held-out clusters.
-
-    A cluster's rank is its key's hash under the seed. The clusters whose rank lies in the lowest `docs` part of 2^64
-    are held out of every source, lowest first; with `max_tokens` only those that keep each of their sources within it.
+    heldout: (H,) DOCUMENT and its source by `heldout_of`, by source and then in (store, doc) order. stores: documents
+    and tokens of each. number: the bucket of each source in the spool. shared: documents that two sources share (W210).
     """
-    held = np.zeros(len(documents.lengths), bool)
-    if spec is None or not spec.per_source.docs or not len(held):
-        return held
-    ids = documents.columns["id"].to_pylist()
-    keys = documents.columns[spec.key].to_pylist()
-    hashed = np.fromiter((hash64(k or i) for k, i in zip(keys, ids, strict=True)), np.uint64, len(ids))
-    rank = mix64(hashed, seed_of(seed, "heldout"))
-    candidate = np.flatnonzero(rank < np.uint64(int(spec.per_source.docs * 2**64)))
-    clusters, which = np.unique(rank[candidate], return_inverse=True)
-    most = spec.per_source.max_tokens
-    if most is not None:
-        tokens = np.zeros((len(clusters), len(members)), np.int64)
-        for column, member in enumerate(members.values()):
-            np.add.at(tokens[:, column], which, np.where(member, documents.lengths, 0)[candidate])
-        used = np.zeros(len(members), np.int64)
-        fits = np.zeros(len(clusters), bool)
-        for i, amount in enumerate(tokens):
-            fits[i] = (used + amount <= most).all()
-            used += amount * fits[i]
-        clusters = clusters[fits]
-    return np.isin(rank, clusters)
+
+    stock: list[Stock]
+    heldout: np.ndarray
+    heldout_of: list[str]
+    stores: list[tuple[int, int]]
+    number: dict[str, int]
+    shared: dict[tuple[str, str], int]
+    of_stores: dict[str, list[int]]
+
+    def __getitem__(self, name: str) -> Stock:
+        return next(s for s in self.stock if s.name == name)
+
+    def heldout_table(self) -> pa.Table:
+        """(id, source, store, doc, length) of the held-out documents."""
+        columns = {
+            "id": pa.array(hex_ids(self.heldout["id"]), pa.string()),
+            "source": pa.array(self.heldout_of, pa.string()),
+            **{n: pa.array(self.heldout[n], pa.int32()) for n in ("store", "doc", "length")},
+        }
+        return pa.table(columns)
+
+
+class _Tally:
+    """What a source has so far."""
+
+    def __init__(self, widths: Sequence[int] = ()) -> None:
+        self.documents = self.draws = self.tokens = 0
+        self.beyond = dict.fromkeys(widths, 0)
+        self.stores: list[int] = []  # it has documents in, ascending
+        self.candidates: list[tuple[np.ndarray, np.ndarray]] = []  # documents that may be held out, and their ranks
+
+    def add(self, documents: np.ndarray) -> np.ndarray:
+        """Count (n,) documents and return one record per draw."""
+        weight = documents["weight"].astype(np.int64)
+        self.documents += len(documents)
+        self.draws += int(weight.sum())
+        self.tokens += int((weight * documents["length"]).sum())
+        for width in self.beyond:
+            self.beyond[width] += int((weight * np.maximum(documents["length"].astype(np.int64) - width, 0)).sum())
+        if (weight == 1).all():
+            return documents
+        drawn = np.repeat(documents, weight)
+        drawn["copy"] = np.arange(len(drawn)) - np.repeat(np.cumsum(weight) - weight, weight)
+        return drawn
+
+
+def scan(
+    paths: Sequence[Path], mixture: Mixture, spool: Buckets | None = None, document: Document | None = None
+) -> Catalogue:
+    """Count the documents of the stores whose docs.parquet are given, in order; with `spool`, keep those to draw from.
+
+    Raises FormatError on a damaged file and UsageError (E102, E103, E108) for columns that no store has, for sources in use
+    that have no documents, and for held-out documents whose copies are trained on; with `document`, the YAML, at their places.
+    """
+    tallies: dict[str, _Tally] = {}
+    overlaps = Overlaps()
+    stores = []
+    schema = store_schema(paths)
+    check_columns(mixture, schema, document)
+    threshold = mixture.heldout.per_source.docs if mixture.heldout else 0.0
+    number: dict[str, int] = {}
+    widths = sorted({p.seq_len + 1 for p in mixture.stages if mixture.packing(p) == "bfd-truncate"})
+
+    def keep(name: str, documents: np.ndarray) -> None:
+        if len(documents):
+            drawn = tallies[name].add(documents)
+            if spool is not None:
+                spool.add(drawn, number[name])
+
+    for store, path in enumerate(paths):
+        count = tokens = 0
+        for table in _tables(path, mixture, schema):
+            records, members, rank = _records(path, table, mixture, store, count, tokens)
+            count += len(records)
+            tokens += int(records["length"].sum(dtype=np.int64))
+            overlaps.add(members, records["hash"])
+            maybe = rank < np.uint64(int(threshold * 2**64)) if threshold else None
+            for name, member in members.items():
+                if name not in tallies:
+                    number[name] = len(number)
+                    tallies[name] = _Tally(widths)
+                if not member.any():
+                    continue
+                if store not in tallies[name].stores[-1:]:
+                    tallies[name].stores.append(store)
+                mine = records[member]
+                mine["weight"] = draw_weights(mixture, name, table)[member]
+                if maybe is not None and (aside := maybe[member]).any():
+                    tallies[name].candidates.append((mine[aside], rank[member][aside]))
+                    mine = mine[~aside]
+                keep(name, mine)
+        stores.append((count, tokens))
+    names = sorted(tallies, key=lambda n: (list(mixture.sources).index(mixture.parent(n)), n))
+    candidates = {n: _joined(tallies[n].candidates) for n in names}
+    clusters = _held_clusters(mixture.heldout, candidates)
+    held: dict[str, np.ndarray] = {}
+    for name, (documents, rank) in candidates.items():
+        out = np.isin(rank, clusters)
+        held[name] = documents[out]
+        keep(name, documents[~out])  # behind the others, but the order of drawing is by hash
+    stock = [
+        Stock(
+            name=n,
+            documents=tallies[n].documents,
+            draws=tallies[n].draws,
+            tokens=tallies[n].tokens,
+            heldout=len(held[n]),
+            heldout_tokens=int(held[n]["length"].sum(dtype=np.int64)),
+            beyond=tallies[n].beyond,
+        )
+        for n in names
+    ]
+    _refuse_empty(mixture, stock, sum(n for n, _ in stores), document)
+    everything = np.concatenate([np.empty(0, DOCUMENT), *held.values()])
+    heldout_of = [n for n in names for _ in range(len(held[n]))]
+    check_leaks(mixture, paths, lambda path: _tables(path, mixture, schema), everything["id"], document)
+    of_stores = {n: tallies[n].stores for n in names}
+    return Catalogue(stock, everything, heldout_of, stores, number, overlaps.found(), of_stores)
+
+
+def _tables(path: Path, mixture: Mixture, schema: pa.Schema) -> Iterator[pa.Table]:
+    """A docs.parquet in batches, with the columns that the mixture reads; null where this store lacks one."""
+    wanted = {"id", "length", "offset", *columns_of(mixture)}
+    if mixture.heldout:
+        wanted |= {mixture.heldout.key, "dup_cluster"}
+    try:
+        with pq.ParquetFile(path) as file:
+            names = [n for n in file.schema_arrow.names if n in wanted]
+            for batch in file.iter_batches(batch_size=BATCH, columns=names, use_threads=False):
+                table = pa.Table.from_batches([batch])
+                for name in sorted(wanted - set(names)):
+                    table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))
+                yield table
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        raise FormatError(f"{path} is no document table of a token store: {error}") from error
+
+
+def _records(
+    path: Path, table: pa.Table, mixture: Mixture, store: int, first: int, begin: int
+) -> tuple[np.ndarray, Mapping[str, np.ndarray], np.ndarray]:
+    """The batch's (D,) DOCUMENT records, each source's membership, and (D,) ranks for holding out."""
+    records = np.zeros(table.num_rows, DOCUMENT)
+    try:
+        lengths = table["length"].to_numpy().astype(np.int64)
+        records["offset"] = table["offset"].to_numpy()
+        records["id"] = raw_ids(table["id"])
+        records["hash"] = hash_texts(table["id"])
+    except (KeyError, pa.ArrowException, ValueError, FormatError) as error:
+        raise FormatError(f"{path} is no document table of a token store: {error}") from error
+    records["length"], records["store"] = lengths, store
+    records["doc"] = np.arange(first, first + len(records))
+    if (lengths < 0).any() or (records["offset"] != begin + np.cumsum(lengths) - lengths).any():
+        raise FormatError(f"{path}: documents do not stand back to back")
+    rank = records["hash"]
+    if mixture.heldout:
+        keys = table[mixture.heldout.key]
+        keys = pc.if_else(pc.equal(pc.fill_null(keys, ""), ""), table["id"], keys)
+        rank = mix64(hash_texts(keys), seed_of(mixture.seed, "heldout"))
+    return records, memberships(mixture, table), rank
+
+
+def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    documents = np.concatenate([np.empty(0, DOCUMENT), *(d for d, _ in parts)])
+    return documents, np.concatenate([np.empty(0, np.uint64), *(r for _, r in parts)])
+
+
+def _held_clusters(spec: HeldOut | None, candidates: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The ranks of the clusters that are held out, ascending.
+
+    A cluster's rank is its key's hash under the seed. The clusters whose rank lies in the lowest `docs` part of 2^64,
+    the candidates, are held out of every source, lowest first; with `max_tokens` only those that keep each of their
+    sources within it.
+    """
+    clusters = np.unique(np.concatenate([np.empty(0, np.uint64), *(r for _, r in candidates.values())]))
+    most = spec.per_source.max_tokens if spec else None
+    if most is None:
+        return clusters
+    tokens = np.zeros((len(clusters), len(candidates)), np.int64)
+    for column, (documents, rank) in enumerate(candidates.values()):
+        np.add.at(tokens[:, column], np.searchsorted(clusters, rank), documents["length"])
+    used = np.zeros(len(candidates), np.int64)
+    fits = np.zeros(len(clusters), bool)
+    for i, amount in enumerate(tokens):
+        fits[i] = (used + amount <= most).all()
+        used += amount * fits[i]
+    return clusters[fits]
+
+
+def _refuse_empty(mixture: Mixture, stock: Sequence[Stock], total: int, document: Document | None) -> None:
+    """Raise E103 for every source in use that has no documents. A child that there is not is the plan's E102."""
+    has = {s.name for s in stock if s.documents} | {mixture.parent(s.name) for s in stock if s.documents}
+    heldout = {s.name: s.heldout for s in stock}
+    faults = []
+    for name in dict.fromkeys([*mixture.sources, *(n for phase in mixture.stages for n in phase.mix)]):
+        using = [i for i, phase in enumerate(mixture.stages) if name in phase.mix]
+        if name in has or mixture.parent(name) in has or not using:
+            continue
+        source = mixture.sources[mixture.parent(name)]
+        what = " and ".join(f"{k} {v!r}" for k, v in (("filter", source.filter), ("path", source.path)) if v)
+        lost = heldout.get(name, 0)
+        why = f" once {lost} are held out" if lost else f": {what or 'no stores'} selects none"
+        loc: Loc = ("stages", using[0], "mix", name)
+        if source.filter or source.path:
+            loc = ("sources", mixture.parent(name), "filter" if source.filter else "path")
+        text = f"E103 source `{name}` has no documents{why}, of {total:,} encoded"
+        faults.append((loc, text, "`gristmill mix plan` counts documents without packing them"))
+    if faults:
+        raise_at(faults, document)

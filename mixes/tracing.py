@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gristmill.core.errors import FormatError, UsageError
-from gristmill.core.tokshards import PackedDataset
+from gristmill.core.tokshards import PROVENANCE_SCHEMA, PackedDataset
+from gristmill.mixes.index import open_index
 
 COLUMNS = ["id", "url", "date", "warc_file", "warc_offset", "warc_length", "language"]
 
@@ -71,10 +72,24 @@ def trace_token(dataset: PackedDataset, root: Path, phase: str, row: int, pos: i
 def find_document(dataset: PackedDataset, id_or_url: str, root: Path) -> list[dict[str, Any]]:
     """Every place of a document in the dataset, by id (32 hex digits) or URL: what `trace_rows` gives, in row order.
 
-    Empty when it is in no row. Reads the provenance of every shard.
+    Empty when it is in no row. Answered from the find index, which is built on first use where the dataset has none.
     """
-    is_id = len(id_or_url) == 32 and set(id_or_url) <= set("0123456789abcdef")
-    return find_documents(dataset, [id_or_url] if is_id else _Stores(dataset, root).ids_of(id_or_url), root)
+    stores, rows, index = _Stores(dataset, root), _Rows(dataset), open_index(dataset, root)
+    if is_id(id_or_url):
+        ids = {id_or_url}
+    else:
+        ids = {i for i in (stores.id_of(*place, id_or_url) for place in index.documents(id_or_url)) if i is not None}
+        if not ids and stores.moved:
+            ids = set(stores.ids_of(id_or_url))
+    places = sorted({place for document in ids for place in index.rows(document)})
+    phases = dataset.manifest.phases
+    found = (piece for i, row in places if i < len(phases) for piece in rows.pieces(phases[i].name, row))
+    return [_traced(piece, stores) for piece in found if piece.id in ids]
+
+
+def is_id(text: str) -> bool:
+    """Whether a text is a document's id, not a URL."""
+    return len(text) == 32 and set(text) <= set("0123456789abcdef")
 
 
 def find_documents(dataset: PackedDataset, ids: Collection[str], root: Path) -> list[dict[str, Any]]:
@@ -128,29 +143,46 @@ def _pieces(phase: str, table: pa.Table) -> Iterator[Piece]:
 
 
 class _Rows:
-    """Provenance by row; each shard's table is read once."""
+    """Provenance by row; what is read of a shard is one row group, where its file has several."""
 
     def __init__(self, dataset: PackedDataset) -> None:
         self.dataset = dataset
-        self._tables: dict[tuple[str, int], tuple[pa.Table, np.ndarray]] = {}
+        self._groups: dict[tuple[str, int, int], tuple[pa.Table, np.ndarray]] = {}
 
     def table(self, phase: str, shard: int) -> pa.Table:
-        return self._load(phase, shard)[0]
-
-    def _load(self, phase: str, shard: int) -> tuple[pa.Table, np.ndarray]:
-        if (phase, shard) not in self._tables:
-            reader, _ = self.dataset.locate(phase, shard * self.dataset.manifest.phase(phase).rows_per_shard)
-            table = reader.provenance()
-            if len(self._tables) >= 8:  # rows of one batch are neighbours: few shards are in use at a time
-                self._tables.pop(next(iter(self._tables)))
-            self._tables[phase, shard] = (table, table["row"].to_numpy())
-        return self._tables[phase, shard]
+        """A whole shard's provenance."""
+        reader, _ = self.dataset.locate(phase, shard * self.dataset.manifest.phase(phase).rows_per_shard)
+        return reader.provenance()
 
     def pieces(self, phase: str, row: int) -> list[Piece]:
-        self.dataset.locate(phase, row)
-        table, rows = self._load(phase, row // self.dataset.manifest.phase(phase).rows_per_shard)
-        begin, end = np.searchsorted(rows, [row, row + 1])
-        return list(_pieces(phase, table.slice(begin, end - begin)))
+        reader, _ = self.dataset.locate(phase, row)
+        shard = row // self.dataset.manifest.phase(phase).rows_per_shard
+        path = f"{reader.base}.prov.parquet"
+        out: list[Piece] = []
+        for group in _groups_of(path, row):
+            key = (phase, shard, group)
+            if key not in self._groups:
+                if len(self._groups) >= 8:  # rows of one batch are neighbours: few groups are in use at a time
+                    self._groups.pop(next(iter(self._groups)))
+                with pq.ParquetFile(path) as file:
+                    table = file.read_row_group(group).select(PROVENANCE_SCHEMA.names).cast(PROVENANCE_SCHEMA)
+                self._groups[key] = (table, table["row"].to_numpy())
+            table, rows = self._groups[key]
+            begin, end = np.searchsorted(rows, [row, row + 1])
+            out += _pieces(phase, table.slice(begin, end - begin))
+        return out
+
+
+def _groups_of(path: str, row: int) -> list[int]:
+    """The row groups of a provenance file that may hold a row, by the statistics of its first column."""
+    meta = pq.read_metadata(path)
+    column = PROVENANCE_SCHEMA.names.index("row")
+    out = []
+    for i in range(meta.num_row_groups):
+        statistics = meta.row_group(i).column(column).statistics
+        if statistics is None or not statistics.has_min_max or statistics.min <= row <= statistics.max:
+            out.append(i)
+    return out
 
 
 class _Stores:
@@ -159,18 +191,50 @@ class _Stores:
     def __init__(self, dataset: PackedDataset, root: Path) -> None:
         self.paths = [Path(root) / s["path"] for s in dataset.manifest.stores]
         self.root = Path(root)
-        self._tables: dict[Path, pa.Table] = {}
+        self._ends: dict[Path, np.ndarray | None] = {}
+        self._groups: dict[tuple[Path, int], pa.Table] = {}
+
+    @property
+    def moved(self) -> bool:
+        return not all(path.exists() for path in self.paths)
 
     def table(self, path: Path) -> pa.Table | None:
-        if path not in self._tables:
+        """A whole document table (COLUMNS); None where it cannot be read."""
+        try:
+            return pq.read_table(path, columns=COLUMNS)
+        except (OSError, pa.ArrowException):
+            return None
+
+    def row(self, store: int, doc: int) -> dict[str, Any] | None:
+        """One document of a store, read with its row group; None where there is none."""
+        if store >= len(self.paths):
+            return None
+        path = self.paths[store]
+        if path not in self._ends:
             try:
-                self._tables[path] = pq.read_table(path, columns=COLUMNS)
+                meta = pq.read_metadata(path)
+                self._ends[path] = np.cumsum([meta.row_group(i).num_rows for i in range(meta.num_row_groups)])
             except (OSError, pa.ArrowException):
-                return None
-        return self._tables[path]
+                self._ends[path] = None
+        ends = self._ends[path]
+        if ends is None or not len(ends) or not 0 <= doc < ends[-1]:
+            return None
+        group = int(np.searchsorted(ends, doc, "right"))
+        if (path, group) not in self._groups:
+            if len(self._groups) >= 64:
+                self._groups.pop(next(iter(self._groups)))
+            with pq.ParquetFile(path) as file:
+                self._groups[path, group] = file.read_row_group(group, columns=COLUMNS)
+        first = int(ends[group - 1]) if group else 0
+        return dict(self._groups[path, group].slice(doc - first, 1).to_pylist()[0])
+
+    def id_of(self, store: int, doc: int, url: str) -> str | None:
+        """The id of a document, if it has this URL."""
+        row = self.row(store, doc)
+        return str(row["id"]) if row is not None and row["url"] == url else None
 
     def all_paths(self) -> list[Path]:
-        return sorted(self.root.glob("stages/tokens/*/docs.parquet"))
+        return sorted(self.root.glob("stages/*tokens/*/docs.parquet"))
 
     def _elsewhere(self) -> Iterator[pa.Table]:
         for path in self.all_paths():
@@ -180,9 +244,9 @@ class _Stores:
 
     def document(self, piece: Piece) -> dict[str, Any]:
         """The document's row of docs.parquet. Raises FormatError when no store under the root has it."""
-        table = self.table(self.paths[piece.store]) if piece.store < len(self.paths) else None
-        if table is not None and piece.doc < table.num_rows and table["id"][piece.doc].as_py() == piece.id:
-            return dict(table.slice(piece.doc, 1).to_pylist()[0])
+        row = self.row(piece.store, piece.doc)
+        if row is not None and row["id"] == piece.id:
+            return row
         for table in self._elsewhere():
             found = table.filter(pc.equal(table["id"], piece.id))
             if found.num_rows:
@@ -193,7 +257,6 @@ class _Stores:
         )
 
     def ids_of(self, url: str) -> list[str]:
-        """Ids of the documents with this URL, in the dataset's stores or, where those are gone, any under the root."""
-        tables = [t for t in map(self.table, self.paths) if t is not None] or list(self._elsewhere())
-        found = {i for t in tables for i in t.filter(pc.equal(t["url"], url))["id"].to_pylist()}
+        """Ids of the documents with this URL in any store under the root: reads them all."""
+        found = {i for t in self._elsewhere() for i in t.filter(pc.equal(t["url"], url))["id"].to_pylist()}
         return sorted(found)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gristmill.core.errors import UsageError
+from gristmill.core.hashing import sha256_file
 from gristmill.core.settings import Document, Loc, Mark, dotted
 from gristmill.core.stage import Stage
 from gristmill.curate.rules.engine import families_of
@@ -16,7 +17,7 @@ from gristmill.curate.schema import Curate
 from gristmill.curate.schema_language import Wanted
 from gristmill.pipelines.language_labels import check_labels
 from gristmill.pipelines.named_files import resolved
-from gristmill.pipelines.schema import LoadedRecipe
+from gristmill.pipelines.schema import LoadedRecipe, Recipe, Shards
 
 REGISTRY = {
     "curate.pages": "gristmill.curate.pages:Pages",
@@ -28,9 +29,11 @@ REGISTRY = {
     "curate.contamination": "gristmill.curate.contamination_stage:Contamination",
     "curate.quality": "gristmill.curate.quality_stage:QualityScores",
     "curate": "gristmill.curate.curated:Curated",
+    "imports.text": "gristmill.curate.imports_text:ImportsText",
     "tokenizer": "gristmill.tokenize.stages:TokenizerStage",
     "tokens": "gristmill.tokenize.stages:Tokens",
     "mixture": "gristmill.mixes.stages:MixturePlan",
+    "shards.buckets": "gristmill.mixes.stages:ShardsBuckets",
     "shards.write": "gristmill.mixes.stages:ShardsWrite",
     "shards": "gristmill.mixes.stages:Shards",
     "train": "gristmill.trainer.train:Train",
@@ -70,8 +73,20 @@ def build(loaded: LoadedRecipe) -> list[Node]:
     nodes: list[Node] = []
     for name, config, origins in _slices(loaded):
         stage = load_class(name)(config)
+        if name in ("tokenizer", "tokens"):
+            stage.upstream = _texts(loaded.recipe, stage)
         nodes.append(Node(name, stage, origins))
     return nodes
+
+
+def _texts(recipe: Recipe, stage: Stage) -> tuple[str, ...]:
+    """What the stages that read documents stand on: the parts that this recipe has, in place of `curate`."""
+    texts = any(spec.text for spec in recipe.imports.values())
+    stores = stage.name == "tokens" and not all(spec.text for spec in recipe.imports.values())
+    if stage.name == "tokenizer" and "file" in stage.config:
+        return ()
+    parts = [("curate", recipe.curates), ("imports.text", texts), ("imports", stores)]
+    return (*(name for name, has in parts if has), *(name for name in stage.upstream if name != "curate"))
 
 
 def load_class(name: str) -> type[Stage]:
@@ -98,6 +113,47 @@ def ancestors(nodes: Sequence[Node], to: str | None) -> list[Node]:
 
 
 def _slices(loaded: LoadedRecipe) -> list[tuple[str, dict[str, Any], dict[str, Origin]]]:
+    recipe, doc = loaded.recipe, loaded.document
+
+    def at(*loc: str) -> Origin:
+        return Origin(doc, loc)
+
+    out = _curation(loaded) if recipe.curates else []
+    imported = {name: spec.for_task() for name, spec in recipe.imports.items() if spec.text}
+    stores = {name: spec.for_task() for name, spec in recipe.imports.items() if not spec.text}
+    if imported:
+        out.append(("imports.text", {"imports": imported}, {"imports": at("imports")}))
+    if recipe.tokenizer is not None:
+        config = recipe.tokenizer.model_dump(mode="json", by_alias=True)
+        if recipe.tokenizer.file is not None:
+            config = _tokenizer_file(loaded.path.parent, recipe.tokenizer.file)
+        origins = {**_each(doc, ("tokenizer",), recipe.tokenizer), "sha256": at("tokenizer", "file")}
+        out.append(("tokenizer", config, origins))
+        origins = {"source": at("input", "source"), "imports": at("imports")}
+        out.append(("tokens", {"source": recipe.input.source, **({"imports": stores} if stores else {})}, origins))
+    if loaded.mixture is not None:
+        mixture, mix_doc = loaded.mixture
+        config = {"mixture": mixture.model_dump(mode="json", by_alias=True), **recipe.shards.model_dump(mode="json")}
+        origins = {"mixture": Origin(mix_doc, ()), **{name: at("shards", name) for name in Shards.model_fields}}
+        out.append(("mixture", config, origins))
+        out.append(("shards.buckets", {}, {}))
+        out.append(("shards.write", {}, {}))
+        out.append(("shards", {}, {}))
+    if loaded.run is not None:
+        run, run_doc = loaded.run
+        out.append(("train", {"run": run.model_dump(mode="json", by_alias=True)}, {"run": Origin(run_doc, ())}))
+    return out
+
+
+def _tokenizer_file(folder: Path, name: str) -> dict[str, Any]:
+    """The config of a tokenizer that there is already. Raises UsageError when there is no such file."""
+    found = next((path for path in (folder / name, Path(name)) if path.is_file()), None)
+    if found is None:
+        raise UsageError(f"tokenizer.file: no such file: {name}", hint=f"sought in {folder.absolute()}, too")
+    return {"file": str(found.absolute()), "sha256": sha256_file(found)}
+
+
+def _curation(loaded: LoadedRecipe) -> list[tuple[str, dict[str, Any], dict[str, Origin]]]:
     recipe, doc = loaded.recipe, loaded.document
     curate = recipe.curate
     data = resolved(curate.model_dump(mode="json", by_alias=True), loaded.path.parent, doc)
@@ -178,25 +234,6 @@ def _slices(loaded: LoadedRecipe) -> list[tuple[str, dict[str, Any], dict[str, O
     if curate.steps:
         out = [(name, {**config, "steps": True} if i else config, where) for i, (name, config, where) in enumerate(out)]
         out.insert(1, ("curate.steps", {"steps": data["steps"]}, {"steps": at("curate", "steps")}))
-    if recipe.tokenizer is not None:
-        out.append(
-            (
-                "tokenizer",
-                recipe.tokenizer.model_dump(mode="json", by_alias=True),
-                _each(doc, ("tokenizer",), recipe.tokenizer),
-            )
-        )
-        out.append(("tokens", {"source": recipe.input.source}, {"source": at("input", "source")}))
-    if loaded.mixture is not None:
-        mixture, mix_doc = loaded.mixture
-        config = {"mixture": mixture.model_dump(mode="json", by_alias=True), "shard_bytes": recipe.shards.shard_bytes}
-        origins = {"mixture": Origin(mix_doc, ()), "shard_bytes": at("shards", "shard_bytes")}
-        out.append(("mixture", config, origins))
-        out.append(("shards.write", {}, {}))
-        out.append(("shards", {}, {}))
-    if loaded.run is not None:
-        run, run_doc = loaded.run
-        out.append(("train", {"run": run.model_dump(mode="json", by_alias=True)}, {"run": Origin(run_doc, ())}))
     return out
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+import glob
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
 import orjson
 
 from gristmill.core.errors import UsageError
+from gristmill.core.imports import Import
 from gristmill.core.manifest import write_atomic
 from gristmill.core.stage import Receipt, Shard
 
@@ -69,10 +71,59 @@ def list_inputs(paths: list[str], root: Path) -> tuple[list[Receipt], TagCache]:
     return out, cache
 
 
+def list_imports(imports: Mapping[str, Import], folder: Path, cache: TagCache) -> list[Receipt]:
+    """The files of a recipe's `imports`, as receipts of a pseudo-stage keyed NAME/file; `folder` is the recipe's.
+
+    A token store is two shards, its index first. Relative globs are sought from the recipe's folder, then from the
+    working directory. Raises UsageError when a glob matches nothing, a store's other half is gone, or files are no local ones.
+    """
+    from gristmill.curate.warc import expand_inputs
+
+    out: list[Receipt] = []
+    for name, spec in imports.items():
+        pattern = spec.glob
+        if "://" in pattern:
+            raise UsageError(f"imports.{name}: {pattern} is a URL", hint="imports are local files")
+        places = [place for place in (str(folder / pattern), pattern) if glob.glob(place, recursive=True)]
+        if not places:
+            raise UsageError(f"imports.{name}: no such file: {pattern}", hint=f"sought in {folder.absolute()}, too")
+        for item in expand_inputs(places[:1], cache):
+            key = f"{name}/{item.name}"
+            shards = [Shard(item.url, key, item.tag, item.bytes)]
+            if not spec.text:
+                shards = _pair(name, spec.format, Path(item.url), key, cache)
+            config = {"import": name, "format": spec.format}
+            out.append(Receipt("imports", 1, "", key, config, {}, {}, shards, 0, 0, None, 0, {}, 0.0, "", "", len(out)))
+    return out
+
+
+def _pair(name: str, kind: str, path: Path, key: str, cache: TagCache) -> list[Shard]:
+    """(index, data) of a token store, given either file of Megatron's or the .ds of datatrove's."""
+    from gristmill.curate.warc import expand_inputs
+
+    if kind == "megatron":
+        if path.suffix not in (".idx", ".bin"):
+            raise UsageError(
+                f"imports.{name}: {path} is neither .idx nor .bin", hint=f"megatron: '{path.parent}/*.idx'"
+            )
+        files, key = (path.with_suffix(".idx"), path.with_suffix(".bin")), key[:-4] + ".bin"
+    else:
+        if path.suffix != ".ds":
+            raise UsageError(f"imports.{name}: {path} is no .ds file", hint=f"datatrove: '{path.parent}/*.ds'")
+        files = (Path(f"{path}.index"), path)
+    shards = []
+    for file, part in zip(files, (f"{key}.index", key), strict=True):
+        if not file.is_file():
+            raise UsageError(f"imports.{name}: {file} is not there", hint=f"it belongs to {path}")
+        [item] = expand_inputs([str(file)], cache)
+        shards.append(Shard(item.url, part, item.tag, item.bytes))
+    return shards
+
+
 def remember_inputs(root: Path, inputs: list[Receipt]) -> None:
     """Keep where each input was read from in ROOT/inputs.json: `trace` takes a document back to its file."""
     known = input_places(root)
-    known.update({r.key: r.outputs[0].path for r in inputs})
+    known.update({r.outputs[-1].name: r.outputs[-1].path for r in inputs})
     write_atomic(root / "inputs.json", orjson.dumps(known, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,11 @@ def state_of(node: Node, root: Path, inputs: dict[str, list[Receipt]]) -> StageS
     return StageState(node, tasks, done, todo)
 
 
-def plan(nodes: Sequence[Node], root: Path, inputs: list[Receipt]) -> list[StagePlan]:
-    """The plan of a run, from receipts alone: no data is read."""
-    known: dict[str, list[Receipt]] = {"input": inputs}
+def plan(
+    nodes: Sequence[Node], root: Path, inputs: list[Receipt], given: Mapping[str, list[Receipt]] | None = None
+) -> list[StagePlan]:
+    """The plan of a run, from receipts alone: no data is read. `given` are receipts of stages that are not run."""
+    known: dict[str, list[Receipt]] = {"input": inputs, **(given or {})}
     out = []
     for node in nodes:
         waiting = [up for up in node.upstream if up not in known]
@@ -116,7 +118,7 @@ def _compare(node: Node, task: Task, old: Receipt | None) -> list[str]:
     current = {name: [[s.name, s.sha256] for s in shards] for name, shards in task.inputs.items()}
     for name in sorted({*old.inputs, *current}):
         if old.inputs.get(name) != current.get(name):
-            found.append("input file changed" if name == "input" else f"output of {name} changed")
+            found.append("input file changed" if name in ("input", "imports") else f"output of {name} changed")
     return found or ["changed"]
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from gristmill.core.errors import ConfigError, Problem, UsageError
+from gristmill.core.imports import Import
 from gristmill.core.places import find_yaml
 from gristmill.core.settings import Document, Loc, Settings, apply_overrides, parse_overrides, read_yaml, validate
 from gristmill.curate.schema import Curate, Reader
+from gristmill.mixes.api import settled
 from gristmill.mixes.schema import Mixture
 from gristmill.pipelines.language_tables import named_table
 from gristmill.tokenize.schema import Tokenizer
 from gristmill.trainer.schema import TrainRun
+
+SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 Override = tuple[Loc, Any, str]
 """(path, value, place) of one --set."""
@@ -38,14 +42,24 @@ class Shards(Settings):
 
     shard_bytes: int = Field(64 << 20, ge=1, strict=True)
     """Bytes of one packed .bin, at most (rounded down to whole rows)."""
+    part_bytes: int = Field(128 << 20, ge=1, strict=True)
+    """Bytes of the token stores, side by side, that one task of the shuffle spreads over the shards."""
+    shuffle: Literal["auto", "gather", "buckets"] = "auto"
+    """`buckets` shuffles in two passes of long reads and writes, `gather` fetches each row from the stores; `auto` gathers
+    up to 4 GiB of tokens. The shards are the same bytes."""
 
 
 class Recipe(Settings):
-    """One pipeline, from WARC files to a checkpoint. Parts left out end the line early."""
+    """One pipeline, from WARC files to a checkpoint. Parts left out end the line early.
+
+    With `imports` and no `input.paths` nothing is curated: the line begins with the imported documents.
+    """
 
     gristmill: Literal[1]
     """Version of this file's format."""
     input: Input = Input()
+    imports: dict[SourceName, Import] = {}
+    """Text and token stores that gristmill did not curate, by the source name that their documents get."""
     curate: Curate = Curate()
     tokenizer: Tokenizer | None = None
     mixture: str | None = None
@@ -53,6 +67,11 @@ class Recipe(Settings):
     shards: Shards = Shards()
     train: str | None = None
     """A packaged training run's name, or a path relative to this file."""
+
+    @property
+    def curates(self) -> bool:
+        """Whether the line begins with web archives: not in a recipe that only imports."""
+        return bool(self.input.paths) or not self.imports
 
 
 @dataclass(frozen=True)
@@ -103,6 +122,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
         apply_overrides(nested_doc, nested[key])
         value, faults = validate(nested_doc, model)
         problems += faults
+        if isinstance(value, Mixture):
+            value = settled(value, nested_path.parent, nested_doc)
         if value is not None:
             found[key] = (value, nested_doc)
     table, faults = named_table(document, path.parent)

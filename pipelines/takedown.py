@@ -14,7 +14,7 @@ from gristmill.core.docshards import read_table
 from gristmill.core.stage import Receipt
 from gristmill.core.tokshards import PackedDataset
 from gristmill.curate.takedown import Takedown
-from gristmill.pipelines import tracing
+from gristmill.pipelines import finding, tracing
 from gristmill.pipelines.fates import PAGES, verdict_file
 from gristmill.pipelines.inputs import input_places
 from gristmill.pipelines.views import manifests
@@ -113,7 +113,7 @@ def _places(
 def _dataset(root: Path, run_id: str | None) -> tuple[str | None, PackedDataset, Any]:
     if run_id is not None:
         return tracing.run_order(root, run_id)
-    dataset, run, order = tracing.current_order(root)
+    dataset, run, order = finding.current_order(root)
     return run, dataset, order
 
 

@@ -1,4 +1,4 @@
-"""From a training step or a token back to WARC records, and from a document forward to where it was trained on."""
+"""From a training step, a packed row or a token back to WARC records. The way forward is in finding.py."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from gristmill.core.docshards import read_table
 from gristmill.core.errors import FormatError, GristmillError, UsageError
 from gristmill.core.manifest import all_receipts, read_manifest, stage_folder
 from gristmill.core.tokshards import PackedDataset
+from gristmill.pipelines.imported import Imported
 from gristmill.pipelines.inputs import input_places
 from gristmill.pipelines.views import manifests
 
@@ -144,6 +147,8 @@ def trace_step(root: Path, step: int, run_id: str | None = None) -> list[dict[st
     for row in rows:
         sample = samples.get(row["row"])
         row["trained"] = sample is not None and sample < order.blocked.get(row["id"], sample + 1)
+        row["stage"], row["step"] = row["phase"], step
+        row["position"] = order.position_of_row(row["phase"], row["row"])
     return _openable(root, run, rows)
 
 
@@ -151,25 +156,88 @@ def trace_token(root: Path, address: str, run_id: str | None = None) -> dict[str
     """The document behind PHASE:ROW:POS. Raises UsageError on a malformed address."""
     from gristmill.mixes import tracing as trace
 
-    phase, _, rest = address.rpartition(":")
-    phase, _, row = phase.rpartition(":")
-    if not phase or not re.fullmatch(r"[0-9]{1,18}", row) or not re.fullmatch(r"[0-9]{1,18}", rest):
-        raise UsageError(f"{address!r} is not PHASE:ROW:POS", hint="for example warm:17:40")
-    run, dataset = run_dataset(root, run_id)
-    _check_row(dataset, phase, int(row))
-    return _openable(root, run, [trace.trace_token(dataset, root, phase, int(row), int(rest))])[0]
+    phase, row, at = _address(address, 2, "PHASE:ROW:POS", "warm:17:40")
+    run, dataset, order = run_order(root, run_id)
+    _check_row(dataset, phase, row)
+    return numbered(order, _openable(root, run, [trace.trace_token(dataset, root, phase, row, at)]))[0]
 
 
-def show_row(root: Path, phase: str, row: int) -> dict[str, Any]:
-    """The pieces and the decoded text of one packed row."""
+def trace_row(root: Path, address: str, run_id: str | None = None, *, position: bool = False) -> list[dict[str, Any]]:
+    """Every piece of a packed row PHASE:ROW, or of the row at PHASE:POSITION of the phase's order in the run."""
+    from gristmill.mixes.tracing import trace_rows
+
+    phase, at = _address(address, 1, "PHASE:POSITION" if position else "PHASE:ROW", "warm:17")
+    run, dataset, order = run_order(root, run_id)
+    row = rows_at(dataset, order, phase, at)[0] if position else at
+    _check_row(dataset, phase, row)
+    return numbered(order, _openable(root, run, trace_rows(dataset, root, [(phase, row)])))
+
+
+def show_rows(
+    root: Path,
+    phase: str,
+    *,
+    row: int | None = None,
+    position: int | None = None,
+    batch: int | None = None,
+    run_id: str | None = None,
+) -> list[dict[str, Any]]:
+    """Packed rows with their pieces and decoded text, in the order of the phase: {"phase", "row", "position", "pieces", "text"}.
+
+    By stored `row`; by `position` in the phase's order, which a run's edits may change; all rows of a global `batch` of
+    the phase (from 1), or with `position` the one that many places into it. Raises UsageError where there is none.
+    """
     from gristmill.mixes.tracing import trace_rows
     from gristmill.tokenize.codec import Codec
 
-    dataset = PackedDataset(dataset_folder(root))
-    _check_row(dataset, phase, row)
-    tokens, _ = dataset.row(phase, row)
-    text = Codec(dataset.folder / "tokenizer.json").decode(tokens)
-    return {"pieces": _openable(root, None, trace_rows(dataset, root, [(phase, row)])), "text": text}
+    run, dataset, order = run_order(root, run_id)
+    known = {p.name: p for p in dataset.manifest.phases}
+    if phase not in known:
+        raise UsageError(f"no phase {phase!r}", hint=f"phases: {', '.join(known)}")
+    size = known[phase].batch_rows
+    if batch is not None and not 1 <= batch <= known[phase].batches:
+        raise UsageError(f"phase {phase!r} has no batch {batch}", hint=f"its batches are 1..{known[phase].batches}")
+    if batch is not None and position is not None and position >= size:
+        raise UsageError(f"a batch of phase {phase!r} has no position {position}", hint=f"0..{size - 1}")
+    if batch is not None:
+        rows = rows_at(dataset, order, phase, (batch - 1) * size + (position or 0), size if position is None else 1)
+    else:
+        rows = [row] if row is not None else rows_at(dataset, order, phase, position or 0)
+    codec = Codec(dataset.folder / "tokenizer.json")
+    out = []
+    for number in rows:
+        _check_row(dataset, phase, number)
+        tokens, _ = dataset.row(phase, number)
+        pieces = numbered(order, _openable(root, run, trace_rows(dataset, root, [(phase, number)])))
+        place = order.position_of_row(phase, number)
+        out.append(
+            {
+                "phase": phase,
+                "row": number,
+                "position": place,
+                "pieces": pieces,
+                "text": codec.decode(np.asarray(tokens)),
+            }
+        )
+    return out
+
+
+def rows_at(dataset: PackedDataset, order: DataOrder, phase: str, position: int, count: int = 1) -> list[int]:
+    """The rows that stand at positions of a phase's order. Raises UsageError outside the phase."""
+    rows = {p.name: p.rows for p in dataset.manifest.phases}
+    if phase not in rows:
+        raise UsageError(f"no phase {phase!r}", hint=f"phases: {', '.join(rows)}")
+    if position + count > rows[phase]:
+        raise UsageError(f"phase {phase!r} has no position {position + count - 1}", hint=f"0..{rows[phase] - 1}")
+    return order.rows_at(phase, position, count)
+
+
+def _address(address: str, numbers: int, form: str, example: str) -> tuple[Any, ...]:
+    """(phase, number, …) of PHASE:N or PHASE:N:N. Raises UsageError on another form."""
+    phase, *parts = address.rsplit(":", numbers)
+    if not phase or len(parts) != numbers or not all(re.fullmatch(r"[0-9]{1,18}", part) for part in parts):
+        raise UsageError(f"{address!r} is not {form}", hint=f"for example {example}")
+    return phase, *map(int, parts)
 
 
 def _check_row(dataset: PackedDataset, phase: str, row: int) -> None:
@@ -178,6 +246,15 @@ def _check_row(dataset: PackedDataset, phase: str, row: int) -> None:
         raise UsageError(f"no phase {phase!r}", hint=f"phases: {', '.join(rows)}")
     if row >= rows[phase]:
         raise UsageError(f"phase {phase!r} has no row {row}", hint=f"its rows are 0..{rows[phase] - 1}")
+
+
+def numbered(order: DataOrder, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Adds `position`, the row's place in its phase's order, and `step`, null in rows that no step trains."""
+    for row in rows:
+        row["stage"] = row["phase"]
+        row["position"] = order.position_of_row(row["phase"], row["row"])
+        row["step"] = order.step_of_row(row["phase"], row["row"])
+    return rows
 
 
 def _openable(root: Path, run: str | None, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -193,23 +270,29 @@ def _openable(root: Path, run: str | None, rows: list[dict[str, Any]]) -> list[d
 def verify(root: Path, rows: Sequence[dict[str, Any]], run_id: str | None = None, *, with_text: bool = False) -> None:
     """Prove each piece: cut its WARC range, extract, rewrite, clean of addresses and encode it again, compare its tokens.
 
-    Sets `verified` and `text_version` on each row ("c4" or "refinedweb" where those line rules rewrote the extracted text), and with
-    `with_text` the document's whole `text`. Raises GristmillError at the first difference.
+    Imported documents are read again from their files. Sets `verified` and `text_version` on each row ("c4" or "refinedweb"
+    where those line rules rewrote the extracted text, "imported"), and with `with_text` the document's whole `text`. Raises GristmillError at the first difference.
     """
     from gristmill.tokenize.codec import Codec
 
     _, dataset = run_dataset(root, run_id)
     codec = Codec(dataset.folder / "tokenizer.json")
     known = manifests(root)
-    settings = known["curate.pages"].receipts[0].config
-    measured = known["curate.measure"].receipts[0].config
-    steps = known["curate.steps"].receipts[0].config["steps"] if "steps" in measured else []
-    pii = known["curate"].receipts[0].config.get("pii")
-    versions = _text_versions(root, {row["id"] for row in rows})
+    imported = Imported(known, codec)
+    curated = {row["id"] for row in rows if row["warc_name"] not in imported.files}
+    versions = {row["id"]: ("imported", "", 0) for row in rows}
+    if curated:
+        settings = known["curate.pages"].receipts[0].config
+        measured = known["curate.measure"].receipts[0].config
+        steps = known["curate.steps"].receipts[0].config["steps"] if "steps" in measured else []
+        pii = known["curate"].receipts[0].config.get("pii")
+        versions |= _text_versions(root, curated)
     texts: dict[str, str] = {}
     encoded: dict[str, list[int]] = {}
     for row in rows:
-        if row["id"] not in encoded:
+        if row["id"] not in encoded and row["id"] not in curated:
+            texts[row["id"]], encoded[row["id"]] = imported.document(row)
+        elif row["id"] not in encoded:
             text = _rebuild(row, settings, steps, measured, versions[row["id"]])
             text = texts[row["id"]] = _without_addresses(text, row["id"], pii)
             encoded[row["id"]] = [*codec.encode_batch([text])[0].tolist(), codec.eos]
@@ -271,7 +354,7 @@ def _text_versions(root: Path, ids: set[str]) -> dict[str, tuple[str, str, int]]
     found: dict[str, tuple[str, str, int]] = {}
     for receipt in manifests(root)["curate"].receipts:
         table = read_table(receipt.output("documents.parquet"), ["id", "text_version", "language", "warc_inner"])
-        for r in table.filter(pc.is_in(table["id"], _strings(ids))).to_pylist():
+        for r in table.filter(pc.is_in(table["id"], pa.array(sorted(ids), pa.string()))).to_pylist():
             found[r["id"]] = (r["text_version"], r["language"], r["warc_inner"])
     missing = ids - found.keys()
     if missing:
@@ -280,86 +363,6 @@ def _text_versions(root: Path, ids: set[str]) -> dict[str, tuple[str, str, int]]
             hint="the root was rerun with other settings since",
         )
     return found
-
-
-def _strings(ids: set[str]) -> Any:
-    import pyarrow as pa
-
-    return pa.array(sorted(ids), pa.string())
-
-
-def find(root: Path, what: str) -> dict[str, Any]:
-    """A document's fate at every stage and each place it is trained on, by id or URL.
-
-    `step` of a place belongs to `run`, the latest training run where it used the current packed dataset; null in rows
-    that it skips or does not reach. Without such a run it is the step of a run without ramp and edits.
-    """
-    documents: dict[str, dict[str, Any]] = {}
-    known = manifests(root)
-    places = input_places(root)
-    column = "id" if len(what) == 32 and all(c in "0123456789abcdef" for c in what) else "url"
-
-    def look(stage: str, name: str, fate: str | None) -> None:
-        for receipt in known[stage].receipts if stage in known else []:
-            shard = next((s for s in receipt.outputs if s.name == name), None)
-            if shard is None:
-                continue
-            names = ["id", "url", "warc_file", "warc_offset", "warc_length"]
-            table = read_table(shard, names if fate else [*names, "reason", "value", "threshold"])
-            for row in table.filter(pc.equal(table[column], what)).to_pylist():
-                text = fate
-                if text is None:
-                    text = f"dropped by {stage}: {row['reason']}"
-                    if row["value"] is not None and row["threshold"] is not None:
-                        text += f" ({row['value']:.6g} against {row['threshold']:.6g})"
-                key = row["id"] or f"{row['warc_file']}@{row['warc_offset']}"
-                documents[key] = {**{n: row[n] for n in names}, "fate": text}
-
-    look("curate.pages", "drops.parquet", None)
-    look("curate.pages", "pages.parquet", "extracted")
-    look("curate.steps", "drops.parquet", None)
-    _decided(known, documents)
-    look("curate", "drops.parquet", None)
-    look("curate", "documents.parquet", "kept")
-    trained: list[dict[str, Any]] = []
-    if "shards" in known:
-        from gristmill.mixes.tracing import find_document
-
-        dataset, run, order = current_order(root)
-        for doc in documents.values():
-            if doc["fate"] == "kept":
-                places_here = find_document(dataset, doc["id"], root)
-                trained += [{**p, "run": run, "step": order.step_of_row(p["phase"], p["row"])} for p in places_here]
-    for doc in documents.values():
-        doc["warc_file"] = places.get(doc["warc_file"], doc["warc_file"])
-    return {"format": "gristmill-find-1", "documents": list(documents.values()), "places": trained}
-
-
-def current_order(root: Path) -> tuple[PackedDataset, str | None, DataOrder]:
-    """The packed dataset, the run whose steps are told and their order: the latest run where it trained on this dataset."""
-    from gristmill.trainer.order import DataOrder
-
-    dataset = PackedDataset(dataset_folder(root))
-    runs = training_runs(root)
-    if runs and runs[-1]["dataset"] == dataset.folder:
-        run, _, order = run_order(root, runs[-1]["id"])
-        return dataset, run, order
-    return dataset, None, DataOrder(dataset.manifest)
-
-
-def _decided(known: Any, documents: dict[str, dict[str, Any]]) -> None:
-    for receipt in known["curate.decide"].receipts if "curate.decide" in known else []:
-        if not any(d["fate"] == "extracted" for d in documents.values()):
-            return
-        table = read_table(receipt.output("verdicts.parquet"), ["id", "reason", "value", "threshold"])
-        for row in table.filter(pc.is_in(table["id"], _strings(set(documents)))).to_pylist():
-            if row["reason"] is not None:
-                against = (
-                    f" ({row['value']:.6g} against {row['threshold']:.6g})"
-                    if row["value"] is not None and row["threshold"] is not None
-                    else ""
-                )
-                documents[row["id"]]["fate"] = f"dropped by curate.decide: {row['reason']}{against}"
 
 
 def whose_step(step: int, run: str | None) -> str:

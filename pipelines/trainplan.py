@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gristmill.core.errors import UsageError
-from gristmill.core.mixlock import LockedPhase, LockedSource, LockedUse, MixLock, outline, read_lock
+from gristmill.core.mixlock import LockedPhase, LockedUse, MixLock, outline, read_lock
 from gristmill.core.tokshards import PackedManifest
 
 if TYPE_CHECKING:
-    from gristmill.mixes.plan import Plan
     from gristmill.mixes.schema import Mixture, Phase
 
 LOCK = "mix.lock.json"
@@ -74,40 +73,12 @@ def find_stages(
 
 def _from_stores(root: Path, mixture: Mixture) -> MixLock | None:
     """The lock-to-be over a root's encoded documents; None when it has none."""
-    from gristmill.core.manifest import read_manifest
     from gristmill.mixes.api import plan_from_stores
+    from gristmill.mixes.plan_lock import lock_of
+    from gristmill.pipelines.mixplan import stores_in
 
-    tokens, tokenizer = read_manifest(root, "tokens"), read_manifest(root, "tokenizer")
-    if tokens is None or not tokens.receipts or tokenizer is None or not tokenizer.receipts:
-        return None
-    docs = [Path(r.output("docs.parquet").path) for r in tokens.receipts]
-    found = plan_from_stores(mixture, docs, Path(tokenizer.receipts[0].output("tokenizer.json").path))
-    return _planned(found, mixture)
-
-
-def _planned(plan: Plan, mixture: Mixture) -> MixLock:
-    lr = {phase.name: phase.lr.model_dump(mode="json", exclude_none=True) for phase in mixture.stages}
-    phases = []
-    for phase in plan.phases:
-        rows = {use.source: use.rows / phase.rows for use in phase.uses}
-        phases.append(
-            LockedPhase(
-                name=phase.name,
-                seq_len=phase.seq_len,
-                rows=phase.rows,
-                batch_rows=phase.batch_rows,
-                lr=lr[phase.name],
-                shares={use.source: {"target": use.share, "realised": rows[use.source]} for use in phase.uses},
-                sources={u.source: LockedUse(rows=u.rows, tokens=u.tokens, epochs=u.epochs) for u in phase.uses},
-            )
-        )
-    sources = [
-        LockedSource(name=s.name, documents=s.documents, tokens=s.tokens, max_epochs=s.max_epochs)
-        for s in plan.supplies
-    ]
-    return MixLock(
-        seed=plan.seed, vocab_size=plan.vocab_size, sources=sources, phases=phases, warnings=list(plan.warnings)
-    )
+    found = stores_in(root)
+    return lock_of(plan_from_stores(mixture, *found), mixture) if found is not None else None
 
 
 def outline_of(mixture: Mixture) -> MixLock:
@@ -115,6 +86,8 @@ def outline_of(mixture: Mixture) -> MixLock:
 
     Raises UsageError for a stage whose size is not written down, as when every amount is in epochs.
     """
+    from gristmill.mixes.plan_lock import loss_weights
+
     phases = []
     for phase in mixture.stages:
         tokens = _tokens(phase)
@@ -131,12 +104,21 @@ def outline_of(mixture: Mixture) -> MixLock:
                 seq_len=phase.seq_len,
                 rows=batches * phase.batch_rows,
                 batch_rows=phase.batch_rows,
+                until_rows=_until(phase, batches),
                 lr=phase.lr.model_dump(mode="json", exclude_none=True),
+                loss_weights=loss_weights(mixture, list(phase.mix)),
                 shares={name: {"target": share, "realised": share} for name, share in shares.items()},
                 sources={name: LockedUse() for name in phase.mix},
             )
         )
-    return outline(phases, seed=mixture.seed, limits={name: mixture.limit(name) for name in mixture.sources})
+    names = dict.fromkeys([*mixture.sources, *(name for phase in mixture.stages for name in phase.mix)])
+    return outline(phases, seed=mixture.seed, limits={name: mixture.limit(name) for name in names})
+
+
+def _until(phase: Phase, batches: int) -> int | None:
+    """Rows trained on, where not all."""
+    until = batches if phase.until is None else min(phase.until // phase.global_batch, batches)
+    return until * phase.batch_rows if until < batches else None
 
 
 def _tokens(phase: Phase) -> int:

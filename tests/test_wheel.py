@@ -30,6 +30,9 @@ def test_the_wheel_is_whole_and_works_without_torch(tmp_path: Path) -> None:
     for room in ("pipelines", "mixes", "trainer"):
         for recipe in ("demo", "web"):
             assert f"gristmill/{room}/recipes/{recipe}.yaml" in names
+    for table in ("smollm3", "k2"):
+        assert f"gristmill/mixes/recipes/{table}.yaml" in names
+        assert f"gristmill/mixes/recipes/available/{table}.json" in names
     assert "gristmill/tokenize/train.py" in names
     assert "gristmill/tokenize/__init__.py" not in names
     assert "gristmill/py.typed" in names

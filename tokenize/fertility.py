@@ -17,11 +17,13 @@ from gristmill.tokenize.codec import Codec
 from gristmill.tokenize.segment import SEGMENTER, has_words, runs
 
 FORMAT = "gristmill-fertility-1"
-_BATCH_CHARS = 1 << 19
+BATCH_CHARS = 1 << 19
 
 
 @dataclass
-class _Tally:
+class Tally:
+    """Sums over documents; `row` gives the ratios."""
+
     docs: int = 0
     bytes: int = 0
     chars: int = 0
@@ -33,7 +35,7 @@ class _Tally:
     skipped_chars: int = 0
     lossless: int = 0
 
-    def add(self, other: _Tally) -> None:
+    def add(self, other: Tally) -> None:
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
@@ -49,22 +51,27 @@ class _Tally:
             "chars": self.chars,
             "words": self.words if told else None,
             "tokens": self.tokens,
-            "fertility": _ratio(self.word_tokens, self.words) if told else None,
-            "pcw": _ratio(self.continued, self.words) if told else None,
-            "bytes_per_token": _ratio(self.bytes, self.tokens),
-            "chars_per_token": _ratio(self.chars, self.tokens),
-            "lossless": _ratio(self.lossless, self.docs),
+            "fertility": ratio(self.word_tokens, self.words) if told else None,
+            "pcw": ratio(self.continued, self.words) if told else None,
+            "bytes_per_token": ratio(self.bytes, self.tokens),
+            "chars_per_token": ratio(self.chars, self.tokens),
+            "lossless": ratio(self.lossless, self.docs),
         }
 
 
-def _ratio(a: int, b: int) -> float | None:
+def ratio(a: int, b: int) -> float | None:
+    """a / b to six decimals; None where b is 0."""
     return round(a / b, 6) if b else None
 
 
 def tokens_per_word(spans: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """(words,) k_w: tokens of `spans` (tokens, 2) that intersect each word [start, end). Both in text order."""
-    after = np.searchsorted(spans[:, 0], ends, "left")
-    before = np.searchsorted(spans[:, 1], starts, "right")
+    """(words,) k_w: tokens of `spans` (tokens, 2) that intersect each word [start, end).
+
+    A token that ends at or before a word's start also starts before its end, so the difference of two counts is the
+    number that intersects, in whatever order the tokens stand (a normaliser may reorder characters).
+    """
+    after = np.searchsorted(np.sort(spans[:, 0]), ends, "left")
+    before = np.searchsorted(np.sort(spans[:, 1]), starts, "right")
     return np.asarray(after - before)
 
 
@@ -73,17 +80,17 @@ def measure(codec: Codec, documents: Iterable[tuple[str, str]]) -> dict[str, Any
 
     `unused` are ids that a text could give but none here did; `free` ids (special, reserved) are not among them.
     """
-    tallies: dict[str, _Tally] = {}
+    tallies: dict[str, Tally] = {}
     used = np.zeros(codec.vocab_size, np.int64)
-    for batch in _batched(documents):
+    for batch in batched(documents):
         encoded = codec.encode_spans([text for _, text in batch])
         decoded = codec.decode_batch([ids for ids, _ in encoded])
         for (language, text), (ids, spans), back in zip(batch, encoded, decoded, strict=True):
             starts, ends, skipped = runs(text)
             k = tokens_per_word(spans, starts, ends)
             used += np.bincount(ids, minlength=codec.vocab_size)
-            tallies.setdefault(language, _Tally()).add(
-                _Tally(
+            tallies.setdefault(language, Tally()).add(
+                Tally(
                     docs=1,
                     bytes=len(text.encode()),
                     chars=len(text),
@@ -96,7 +103,7 @@ def measure(codec: Codec, documents: Iterable[tuple[str, str]]) -> dict[str, Any
                     lossless=int(back == text),
                 )
             )
-    every = _Tally()
+    every = Tally()
     for language, tally in tallies.items():
         if not has_words(language, tally.word_chars, tally.skipped_chars):
             tally.forget_words()
@@ -112,17 +119,17 @@ def measure(codec: Codec, documents: Iterable[tuple[str, str]]) -> dict[str, Any
         "segmenter": SEGMENTER,
         "languages": {name: tallies[name].row() for name in sorted(tallies)},
         "all": every.row(),
-        "unused": {"ids": unused, "of": total, "share": _ratio(unused, total), "free": codec.vocab_size - total},
+        "unused": {"ids": unused, "of": total, "share": ratio(unused, total), "free": codec.vocab_size - total},
     }
 
 
-def _batched(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+def batched(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
     batch: list[tuple[str, str]] = []
     chars = 0
     for document in documents:
         batch.append(document)
         chars += len(document[1])
-        if chars >= _BATCH_CHARS:
+        if chars >= BATCH_CHARS:
             yield batch
             batch, chars = [], 0
     if batch:

@@ -1,7 +1,7 @@
 """A seeded sample of curated documents, the same whatever the order of files, rows or workers.
 
-Within a language, documents are taken in the order of hash(id, seed) until the language's bytes are full. Which
-documents those are is a function of the set of documents alone.
+Within a group (a language, or a source), documents are taken in the order of hash(id, seed) until the group's bytes are
+full. Which documents those are is a function of the set of documents alone.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import regex
 
 UNKNOWN = "und"
-"""ISO 639's code for "undetermined", for rows without a language."""
+"""ISO 639's code for "undetermined", for rows without a language (or source)."""
 
-PRUNE_ROWS = 1 << 20  # candidates kept per language before the tail that can never be chosen is cut off
+PRUNE_ROWS = 1 << 20  # candidates kept per group before the tail that can never be chosen is cut off
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,16 @@ class Picked:
     """A choice of rows in a list of files: `rows[i]` are the ascending row numbers in file i."""
 
     rows: list[np.ndarray]
-    docs: dict[str, int]  # language -> documents chosen
-    bytes: dict[str, int]  # language -> their UTF-8 bytes, each document capped
-    available: dict[str, int]  # language -> the same for all documents
+    docs: dict[str, int]  # group -> documents chosen
+    bytes: dict[str, int]  # group -> their UTF-8 bytes, each document capped, as often as it is passed
+    available: dict[str, int]  # group -> the bytes of all documents, once
     available_docs: int
+    times: list[np.ndarray]  # as `rows`: how often each document is passed; more than once by `unimax` alone
+    by: str = "language"
 
 
 class _Candidates:
-    """The documents of one language that may still be chosen: (hash, id, file, row, bytes)."""
+    """The documents of one group that may still be chosen: (hash, id, file, row, bytes)."""
 
     def __init__(self) -> None:
         self.parts: list[pa.Table] = []
@@ -71,7 +73,7 @@ class _Candidates:
 def pick(paths: Sequence[Path], sample: Sample, seed: int, docs_per_language: int | None = None) -> Picked:
     """Choose documents from Parquet files that have the columns id, text and (maybe) language.
 
-    With `docs_per_language` the choice is that many documents of each language, whatever the policy.
+    With `docs_per_language` the choice is that many documents of each group, whatever the policy.
     Raises InputError when a file lacks a column.
     """
     candidates: dict[str, _Candidates] = defaultdict(_Candidates)
@@ -79,7 +81,7 @@ def pick(paths: Sequence[Path], sample: Sample, seed: int, docs_per_language: in
     total = 0
     for index, path in enumerate(paths):
         first_row = 0
-        for batch in _batches(path):
+        for batch in _batches(path, sample.by):
             sizes = pc.binary_length(pc.utf8_slice_codeunits(batch["text"], 0, sample.doc_cap_chars))
             table = pa.table(
                 {
@@ -92,34 +94,60 @@ def pick(paths: Sequence[Path], sample: Sample, seed: int, docs_per_language: in
             )
             first_row += len(batch)
             total += len(batch)
-            for language in sorted(pc.unique(batch["language"]).to_pylist()):
-                own = table.filter(pc.equal(batch["language"], language))
-                available[language] += pc.sum(own["bytes"]).as_py()
-                candidates[language].add(own, sample.bytes, docs_per_language)
+            for group in sorted(pc.unique(batch["group"]).to_pylist()):
+                own = table.filter(pc.equal(batch["group"], group))
+                available[group] += pc.sum(own["bytes"]).as_py()
+                candidates[group].add(own, sample.bytes, docs_per_language)
     if docs_per_language is None:
         budgets = divide(available, sample)
     else:
         budgets = dict.fromkeys(available, sample.bytes)
-    chosen = {name: candidates[name].take(budgets[name], docs_per_language) for name in sorted(candidates)}
-    rows = []
+    chosen = {
+        name: _passed(candidates[name], budgets[name], available[name], docs_per_language)
+        for name in sorted(candidates)
+    }
+    rows, times = [], []
     for index in range(len(paths)):
-        mine = [t.filter(pc.equal(t["file"], index))["row"].to_numpy() for t in chosen.values()]
-        rows.append(np.sort(np.concatenate([np.empty(0, np.int64), *mine])))
+        mine = [t.filter(pc.equal(t["file"], index)) for t in chosen.values()]
+        numbers = np.concatenate([np.empty(0, np.int64), *(t["row"].to_numpy() for t in mine)])
+        order = np.argsort(numbers, kind="stable")
+        rows.append(numbers[order])
+        times.append(np.concatenate([np.empty(0, np.int64), *(t["times"].to_numpy() for t in mine)])[order])
     docs = {name: t.num_rows for name, t in chosen.items()}
-    sizes = {name: int(pc.sum(t["bytes"]).as_py() or 0) for name, t in chosen.items()}
-    return Picked(rows, docs, sizes, dict(sorted(available.items())), total)
+    sizes = {name: int(pc.sum(pc.multiply(t["bytes"], t["times"])).as_py() or 0) for name, t in chosen.items()}
+    return Picked(rows, docs, sizes, dict(sorted(available.items())), total, times, sample.by)
+
+
+def _passed(candidates: _Candidates, budget: int, available: int, docs: int | None) -> pa.Table:
+    """The chosen documents of a group, with how often each is passed: all of them, and the first ones once more, where
+    the budget is more than there is."""
+    whole, rest = divmod(budget, available) if budget > available and docs is None else (0, budget)
+    again = candidates.take(rest, docs)
+    table = candidates.take(available, None) if whole else again
+    times = np.full(len(table), whole, np.int64)
+    times[: len(again)] += 1  # both are in hash order
+    return table.append_column("times", pa.array(times))
 
 
 def divide(available: Mapping[str, int], sample: Sample) -> dict[str, int]:
-    """Bytes per language: shares ~ n ** (1 / T), none above n; what a small language leaves goes to the others.
+    """Bytes per group.
 
-    T = 1 is the natural mix. Shares by temperature are those of multilingual BERT; the cap at one epoch is UniMax's
-    (arXiv:2304.09151) with N = 1, since repeats add nothing to pair counts but weight.
+    natural, temperature: shares ~ n ** (1 / T), none above n; what a small group leaves goes to the others. T = 1 is
+    the natural mix. Shares by temperature are those of multilingual BERT.
+    unimax: from the smallest group on, an even share of what is left, none above `max_epochs` x n (algorithm 1 of
+    arXiv:2304.09151). Where groups are equal, names decide.
     """
+    budgets = dict.fromkeys(sorted(available), 0)
+    if sample.policy == "unimax":
+        whole = sample.bytes
+        smallest = sorted((n, name) for name, n in available.items() if n > 0)
+        for at, (n, name) in enumerate(smallest):
+            budgets[name] = min(whole // (len(smallest) - at), int(n * sample.max_epochs))
+            whole -= budgets[name]
+        return budgets
     exponent = 1.0 if sample.policy == "natural" else 1.0 / sample.temperature
     left = float(sample.bytes)
     waiting = {name: n for name, n in sorted(available.items()) if n > 0}
-    budgets = dict.fromkeys(sorted(available), 0)
     while waiting:
         weights = {name: float(n) ** exponent for name, n in waiting.items()}
         unit = left / sum(weights.values())
@@ -134,43 +162,44 @@ def divide(available: Mapping[str, int], sample: Sample) -> dict[str, int]:
 
 
 def texts(paths: Sequence[Path], picked: Picked, cap: int) -> Iterator[tuple[str, str]]:
-    """(language, text of at most `cap` characters) of the chosen documents, in file and row order."""
-    for path, rows in zip(paths, picked.rows, strict=True):
+    """(group, text of at most `cap` characters) of the chosen documents, in file and row order."""
+    for path, rows, times in zip(paths, picked.rows, picked.times, strict=True):
         if not len(rows):
             continue
         with pq.ParquetFile(path) as file:
             ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
         for group in np.unique(np.searchsorted(ends, rows, "right")).tolist():
             first = int(ends[group - 1]) if group else 0
-            for batch in _batches(path, [group]):
-                mine = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + len(batch))] - first
+            for batch in _batches(path, picked.by, [group]):
+                place = slice(np.searchsorted(rows, first), np.searchsorted(rows, first + len(batch)))
+                mine, often = rows[place] - first, times[place].tolist()
                 first += len(batch)
                 if len(mine):
                     few = batch.take(pa.array(mine))
-                    for language, text in zip(few["language"].to_pylist(), few["text"].to_pylist(), strict=True):
-                        yield language, text[:cap]
+                    for name, text, n in zip(few["group"].to_pylist(), few["text"].to_pylist(), often, strict=True):
+                        for _ in range(n):
+                            yield name, text[:cap]
 
 
-def _batches(path: Path, groups: list[int] | None = None) -> Iterator[pa.RecordBatch]:
-    """Batches with the columns id, text and language, none of them null."""
+def _batches(path: Path, by: str, groups: list[int] | None = None) -> Iterator[pa.RecordBatch]:
+    """Batches with the columns id, text and group (the column `by`), none of them null."""
+    needed = ("id", "text") if by == "language" else ("id", "text", by)
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            lacking = [c for c in ("id", "text") if c not in names]
+            lacking = [c for c in needed if c not in names]
             if lacking:
                 raise InputError(
-                    f"{path} has no column {' or '.join(lacking)}", hint="give curated Parquet: id, text, language"
+                    f"{path} has no column {' or '.join(lacking)}", hint=f"give curated Parquet: id, text, {by}"
                 )
-            columns = [c for c in ("id", "text", "language") if c in names]
+            columns = [c for c in ("id", "text", by) if c in names]
             for batch in file.iter_batches(batch_size=1024, columns=columns, row_groups=groups):
-                language = (
-                    batch["language"].cast(pa.string()) if "language" in names else pa.nulls(len(batch), pa.string())
-                )
+                group = batch[by].cast(pa.string()) if by in names else pa.nulls(len(batch), pa.string())
                 yield pa.record_batch(
                     {
                         "id": pc.fill_null(batch["id"].cast(pa.string()), ""),
                         "text": pc.fill_null(batch["text"].cast(pa.string()), ""),
-                        "language": pc.fill_null(language, UNKNOWN),
+                        "group": pc.fill_null(group, UNKNOWN),
                     }
                 )
     except (OSError, pa.ArrowInvalid) as error:

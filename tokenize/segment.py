@@ -1,7 +1,8 @@
 """Words for the fertility table: the segmenter named `runs`, and where it has no answer.
 
 A word is a run of letters, marks and numbers. Scripts that write no spaces between words (Han, kana, Thai, Lao, Khmer,
-Myanmar, Tibetan) are never measured by runs: their words are left out, and a language that is written so has no fertility at all rather than a wrong one.
+Myanmar, Tibetan) are never measured by runs: their words are left out, and a language that is written so has no
+fertility at all rather than a wrong one. `tokenize.segmenters` has named segmenters for some of them.
 """
 
 from __future__ import annotations

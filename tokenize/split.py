@@ -39,7 +39,7 @@ def pattern(settings: Tokenizer) -> str:
     preset = PRESETS[settings.split]
     digits = settings.digits
     if digits == "auto" and settings.split == "qwen3.5":
-        digits = 2 if settings.vocab_size <= SMALL_VOCAB else 3
+        digits = 2 if settings.size <= SMALL_VOCAB else 3
     if not isinstance(digits, int):
         return preset
     old, new = f"|{_DIGITS[settings.split]}|", rf"|\p{{N}}{{1,{digits}}}|"

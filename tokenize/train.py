@@ -1,7 +1,7 @@
 """Train a byte-level BPE whose id space is exactly the vocabulary size, the same bytes every time.
 
-Ids: the special tokens from 0, the reserved ones, the 256 bytes, the merges; where the corpus gives too few merges,
-more reserved ids fill the rest.
+Ids: the special tokens from 0, the reserved ones, the 256 bytes, the merges; where the corpus gives too few merges, or
+the size is padded, more reserved ids fill the rest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 PAIR_LIMIT = 1_500_000_000
 """Most occurrences of one byte pair. `tokenizers` counts pairs in int32: at 1.999e9 a pair is merged, at 2.199e9 it is
 silently lost (reproduced in 0.23; tokenizers#437). A merged pair never occurs more often than the two bytes at its
-seam, so counting byte pairs bounds every later count; under 2**31 bytes of text nothing can overflow."""
+seam, so counting byte pairs bounds every later count; under 2**31 bytes of text nothing can overflow. Runs are within
+the bound: n equal characters are counted as n - 1 pairs, by the trainer and here."""
 
 _COUNT_BYTES = 4 << 20
 
@@ -84,7 +85,7 @@ def single_thread() -> Iterator[None]:
 
 
 def train_bpe(texts: Iterable[str], settings: Tokenizer, pair_limit: int = PAIR_LIMIT) -> tokenizers.Tokenizer:
-    """Train on texts (already sampled and cut). The order of the texts does not matter.
+    """Train the size that goes on, on texts (already sampled and cut). The order of the texts does not matter.
 
     No normaliser (normalising would make the round trip lossy; text is normalised when it is curated) and no
     post-processor: eos is added when a corpus is encoded. Raises InputError when there is no text at all, or so much
@@ -104,7 +105,7 @@ def train_bpe(texts: Iterable[str], settings: Tokenizer, pair_limit: int = PAIR_
     built.decoder = decoders.ByteLevel()
     special = [*SPECIALS.values(), *map(reserved_token, range(settings.reserved))]
     trainer = trainers.BpeTrainer(
-        vocab_size=settings.vocab_size,
+        vocab_size=settings.size,
         min_frequency=settings.min_frequency,
         max_token_length=settings.max_token_length + 1,  # the library's bound is exclusive, and in bytes here
         special_tokens=[_special(text) for text in special],
@@ -124,10 +125,15 @@ def train_bpe(texts: Iterable[str], settings: Tokenizer, pair_limit: int = PAIR_
         raise InputError(
             "no text to train a tokenizer on", hint="did curation keep any document? see `gristmill drops`"
         )
-    short = settings.vocab_size - built.get_vocab_size()
+    return filled(built, settings)
+
+
+def filled(built: Any, settings: Tokenizer) -> tokenizers.Tokenizer:
+    """A trained tokenizer with reserved ids up to the size asked for, where merges ran out or the size was padded."""
+    short = settings.padded - built.get_vocab_size()
     more = range(settings.reserved, settings.reserved + short)
     built.add_special_tokens([_special(reserved_token(i)) for i in more])
-    assert built.get_vocab_size() == settings.vocab_size, "the id space must be exactly vocab_size"
+    assert built.get_vocab_size() == settings.padded, "the id space must be exactly the size asked for"
     trained: tokenizers.Tokenizer = built
     return trained
 

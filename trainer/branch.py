@@ -23,6 +23,7 @@ from gristmill.core.tokshards import PackedManifest
 from gristmill.trainer import checkpoint
 from gristmill.trainer.architecture import Model
 from gristmill.trainer.branch_schema import Branch
+from gristmill.trainer.consumed import chained, differences
 from gristmill.trainer.order import DataOrder
 from gristmill.trainer.schema import TrainRun
 
@@ -149,8 +150,10 @@ def check_position(state: Mapping[str, Any], manifest: PackedManifest, order: Da
         raise UsageError(
             f"from.keep_position: step {step} of this run is not sample {samples}, where its source stands", hint=hint
         )
-    if state["dataset_digest"] == manifest.digest:
+    if state["dataset_digest"] == manifest.digest or (same := chained(state, order)):
         return
+    if same is False:
+        raise UsageError(f"from.keep_position: {differences(state, order)}", hint=hint)
     theirs = state.get("phases")
     if theirs is None:
         raise UsageError("from.keep_position: the source was trained on another dataset", hint=hint)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gristmill.core.errors import FormatError
+from gristmill.core.rowcopy import RowCopier
 from gristmill.core.tokshards import PackedDataset, ShardReader
 from gristmill.trainer.order import DataOrder
 
@@ -95,6 +96,8 @@ class RowReader:
         self.dataset, self.order = dataset, order
         if dataset.manifest.dtype not in ("<u2", "<u4"):
             raise FormatError(f"{dataset.folder}: tokens of type {dataset.manifest.dtype!r}, known are <u2 and <u4")
+        self._copier = RowCopier(dataset)
+        self._buffer = np.empty((0, 0), dataset.manifest.dtype)
         self._codes = {name: i for i, name in enumerate(order.sources)}
         self._blocked = pa.array([bytes.fromhex(document) for document in order.blocked], pa.binary(16))
         self._blocked_from = np.array([*order.blocked.values(), NEVER], np.int64)
@@ -146,11 +149,7 @@ class RowReader:
     def _pieces(self, phase: str, shard: int, pairs: np.ndarray) -> Pieces:
         reader, first = self._reader(phase, shard)
         sample_B, row_B = pairs[:, 0], pairs[:, 1]
-        starts = [reader.starts(row) for row in (row_B - first).tolist()]
-        count_B = np.fromiter(map(len, starts), np.int64, len(starts))
-        if not count_B.all():
-            raise FormatError(f"{reader.base}.bnd.npy: a row without a piece")
-        start_P = np.concatenate(starts).astype(np.int64)
+        count_B, start_P = reader.starts_of(row_B - first)
         width = self.dataset.manifest.phase(phase).seq_len + 1
         ends = np.cumsum(count_B)
         inside_P = np.arange(len(start_P)) - np.repeat(ends - count_B, count_B)  # a piece's number in its row
@@ -173,14 +172,11 @@ class RowReader:
         return Pieces(count_B, start_P, length_P, source_P, learn_P)
 
     def _tokens(self, phase: str, rows: Sequence[int]) -> np.ndarray:
-        """(B, W) tokens in the dataset's type."""
-        parts = []
-        for shard, pairs in self._by_shard(phase, [(0, row) for row in rows]):
-            reader, first = self._reader(phase, shard)
-            local = pairs[:, 1] - first
-            side_by_side = int(local[-1] - local[0]) == len(local) - 1 and bool((np.diff(local) == 1).all())
-            parts.append(reader.tokens[local[0] : local[-1] + 1] if side_by_side else reader.tokens[local])
-        ids_BW = np.concatenate(parts)
+        """(B, W) tokens in the dataset's type, in a buffer that the next call uses again."""
+        width = self.dataset.manifest.phase(phase).seq_len + 1
+        if self._buffer.shape[1] != width or len(self._buffer) < len(rows):
+            self._buffer = np.empty((len(rows), width), self.dataset.manifest.dtype)
+        ids_BW = self._copier.rows_into(phase, rows, self._buffer)
         largest = int(ids_BW.max())
         if largest >= self.dataset.manifest.vocab_size:
             raise FormatError(

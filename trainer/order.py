@@ -205,6 +205,14 @@ class DataOrder:
             else self._step_of_slot(phase, self._slots[phase].where(row, 1)[0][0])
         )
 
+    def position_of_row(self, phase: str, row: int) -> int:
+        """Where a row stands in its phase's order, from 0: its own number until an edit moves it."""
+        return self._slots[phase].where(row, 1)[0][0]
+
+    def rows_at(self, phase: str, position: int, count: int) -> list[int]:
+        """The rows that stand at `count` positions of a phase's order, skipped ones too."""
+        return self._slots[phase].rows(position, count)
+
     def _step_of_slot(self, phase: str, slot: int) -> int | None:
         for span in self.spans:
             if span.phase.name == phase and 0 <= slot - span.first_slot < span.samples:

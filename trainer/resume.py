@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from gristmill.core.errors import FormatError, UsageError
 from gristmill.core.settings import dotted, flatten
 from gristmill.core.tokshards import PackedManifest
+from gristmill.trainer.consumed import chained, differences
 from gristmill.trainer.order import DataOrder
 from gristmill.trainer.schema import TrainRun
 
@@ -43,13 +44,20 @@ Record = dict[str, Any]
 def check_resume(
     run: TrainRun, manifest: PackedManifest, order: DataOrder, state: Record, say: Callable[[str], None]
 ) -> None:
-    """Raises UsageError when a checkpoint belongs to another dataset, vocabulary or run, FormatError when it is off its data."""
+    """Raises UsageError when a checkpoint belongs to another dataset, vocabulary or run, FormatError when it is off its data.
+
+    Another dataset is one whose stages up to the checkpoint have other rows (E120, by their hash chain); those behind it may
+    have changed.
+    """
     remedy = "give another --out, or remove this one to train from the beginning"
     if state["dataset_digest"] != manifest.digest:
-        raise UsageError(
-            f"the checkpoint was trained on dataset {state['dataset_digest'][:12]}, this one is {manifest.digest[:12]}",
-            hint=remedy,
+        between = (
+            f"the checkpoint was trained on dataset {state['dataset_digest'][:12]}, this one is {manifest.digest[:12]}"
         )
+        same = chained(state, order)
+        if same is not True:
+            raise UsageError(between if same is None else f"{between}: {differences(state, order)}", hint=remedy)
+        say(f"{between}: the stages trained so far are the same")
     if state["vocab_size"] != manifest.vocab_size:
         raise UsageError(
             f"the checkpoint has {state['vocab_size']} ids, the dataset {manifest.vocab_size}", hint=remedy

@@ -31,7 +31,9 @@ class StageSettings(Settings):
 
 
 def staged_manifest(manifest: PackedManifest, stages: Mapping[str, StageSettings]) -> PackedManifest:
-    """The manifest with the run's `lr` blocks. Raises UsageError on a stage or source it does not have."""
+    """The manifest as this run trains it: the run's `lr` blocks, and of the stage that an ablation branches from, the rows up
+    to there. Raises UsageError on a stage or source it does not have.
+    """
     names = [phase.name for phase in manifest.phases]
     if unknown := [name for name in stages if name not in names]:
         raise UsageError(
@@ -47,7 +49,8 @@ def staged_manifest(manifest: PackedManifest, stages: Mapping[str, StageSettings
             )
         if bad := [f"{source} {weight}" for source, weight in own.loss_weights.items() if not 0 <= weight < 1e6]:
             raise UsageError(f"stages.{phase.name}.loss_weights: {bad[0]} is no weight", hint="give 0 or more")
-        phases.append(phase if own.lr is None else replace(phase, lr=own.lr))
+        rows = phase.rows if phase.until_rows is None else phase.until_rows
+        phases.append(replace(phase, rows=rows, lr=phase.lr if own.lr is None else own.lr))
     return replace(manifest, phases=phases)
 
 

@@ -20,6 +20,7 @@ from gristmill.trainer import averaging, optim
 from gristmill.trainer.branch import Source, identity
 from gristmill.trainer.checkpoint import AVERAGE, MODEL, OPTIMIZER, Checkpoint, restore_rng, rng_state
 from gristmill.trainer.checkpoint_schema import due
+from gristmill.trainer.consumed import consumed
 from gristmill.trainer.edits import FILE as EDITS_FILE
 from gristmill.trainer.edits import Edits, edits_at_launch, write_edits
 from gristmill.trainer.gradients import clip_coefficient
@@ -173,8 +174,9 @@ class Trainer:
 
     def _weights(self, phase: str) -> Tensor | None:
         """(sources + 1,) loss weights of a phase, the last for labels without a source; None: all 1."""
-        own = self.run.stages[phase].loss_weights if phase in self.run.stages else {}
-        if not own:
+        own = dict(self.manifest.phase(phase).loss_weights)  # the mixture's; the run's go before them
+        own |= self.run.stages[phase].loss_weights if phase in self.run.stages else {}
+        if all(weight == 1.0 for weight in own.values()):
             return None
         return torch.tensor([*(own.get(name, 1.0) for name in self.order.sources), 1.0], device=self.world.device)
 
@@ -270,6 +272,7 @@ class Trainer:
             "vocab_size": self.manifest.vocab_size,
             "began": self.began,
             **identity(self.dataset.manifest),
+            "consumed": consumed(self.order, self.order.samples_after(self.step)),
             "edits": self.order.edits.to_json(),
             "edits_digest": self.order.edits.digest,
             "guard": self.guard.state_dict(),

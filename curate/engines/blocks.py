@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from gristmill.curate.engines import Favor, RefusedPage
@@ -20,6 +22,7 @@ from gristmill.curate.engines.blocks_scan import (
     TAG,
     TOKENS,
 )
+from gristmill.curate.light_imports import light_numba
 
 RECALL_WEIGHTS: dict[str, float] = {"precision": 0.25, "balanced": 1.0, "recall": 4.0}
 """Squares of F's beta: F0.5, F1, F2."""
@@ -35,6 +38,7 @@ def extract(html: str, *, tables: bool = True, comments: bool = False, favor: Fa
     Raises KeyError for any other `favor`, RefusedPage for a page of more than MAX_NODES tags.
     """
     recall_weight = RECALL_WEIGHTS[favor]
+    _load()
     page = read_page(html)
     if page.truncated:
         raise RefusedPage("extract.too_many_nodes", None, MAX_NODES)
@@ -52,6 +56,13 @@ def extract(html: str, *, tables: bool = True, comments: bool = False, favor: Fa
     if not tables:
         keep = _without_tables(page, keep)
     return _join(page, keep) or None
+
+
+@cache
+def _load() -> None:
+    """Load the kernels once."""
+    with light_numba():
+        own_forest(WIDTH).score(measure(read_page("<p>A first page.</p>")))
 
 
 def _in_comments(page: Page) -> np.ndarray:

@@ -25,6 +25,9 @@ def extract(html: str, *, tables: bool, comments: bool, favor: Favor, mode: Mode
     """
     import trafilatura
 
+    from gristmill.curate.engines import trafilatura_fast
+
+    trafilatura_fast.install()
     _quiet()
     if sys.getrecursionlimit() < RECURSION_LIMIT:
         sys.setrecursionlimit(RECURSION_LIMIT)

@@ -72,19 +72,22 @@ def plan(
     """
     from gristmill.pipelines import planner
     from gristmill.pipelines.graph import ancestors, build
-    from gristmill.pipelines.inputs import list_inputs
+    from gristmill.pipelines.inputs import TagCache, list_imports, list_inputs
     from gristmill.pipelines.schema import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     nodes = ancestors(build(loaded), to)
-    if not loaded.recipe.input.paths:
+    if loaded.recipe.curates and not loaded.recipe.input.paths:
         why = "the recipe has no input: --set input.paths='[\"crawl/*.warc.gz\"]'"
         plans = [planner.StagePlan(n.name, None, 0, None, [why if i == 0 else "waits"]) for i, n in enumerate(nodes)]
     else:
         with tempfile.TemporaryDirectory() as nowhere:
             base = root if root is not None else Path(nowhere)
-            inputs, _ = list_inputs(loaded.recipe.input.paths, base)
-            plans = planner.plan(nodes, base, inputs)
+            inputs, cache = (
+                list_inputs(loaded.recipe.input.paths, base) if loaded.recipe.curates else ([], TagCache(base))
+            )
+            imports = list_imports(loaded.recipe.imports, loaded.path.parent, cache)
+            plans = planner.plan(nodes, base, inputs, {"imports": imports})
     work = any(p.run is None or p.run for p in plans)
     if as_json:
         print_json({"format": "gristmill-plan-1", "work": work, "stages": [p.as_json() for p in plans]})
@@ -133,18 +136,19 @@ def run(
     from gristmill.pipelines import cluster as clusters
     from gristmill.pipelines import runner
     from gristmill.pipelines.graph import ancestors, build
-    from gristmill.pipelines.inputs import list_inputs, remember_inputs
+    from gristmill.pipelines.inputs import TagCache, list_imports, list_inputs, remember_inputs
     from gristmill.pipelines.schema import load_recipe
 
     clusters.parse(cluster)
     loaded = load_recipe(recipe, overrides)
     everything = build(loaded)
     nodes = ancestors(everything, to)
-    inputs, cache = list_inputs(loaded.recipe.input.paths, root)
+    inputs, cache = list_inputs(loaded.recipe.input.paths, root) if loaded.recipe.curates else ([], TagCache(root))
+    imports = list_imports(loaded.recipe.imports, loaded.path.parent, cache)
 
     def prepare() -> None:
         cache.save()
-        remember_inputs(root, inputs)
+        remember_inputs(root, [*inputs, *imports])
 
     def emit(event: dict[str, Any]) -> None:
         if as_json:
@@ -160,6 +164,7 @@ def run(
         retries=retries,
         say=say,
         emit=emit,
+        given={"imports": imports},
         prepare=prepare,
         dependents=everything,
     )

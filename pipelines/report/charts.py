@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 Point = tuple[float, float]
@@ -22,12 +22,14 @@ def line_chart(
     *,
     borders: Mapping[str, float] = {},
     marks: Sequence[float] = (),
+    tick: Callable[[float], str] | None = None,
 ) -> str:
     """An SVG of lines over a common x axis, with a legend for more than one. Points that are not finite are left out.
 
     `borders`: {label: x} of upright lines, such as the starts of stages. `marks`: xs of small triangles, such as events.
-    Empty when there is no point.
+    `tick`: how both axes write a value, `label` when None. Empty when there is no point.
     """
+    written = tick or label
     lines = {name: thin([p for p in points if all(map(math.isfinite, p))]) for name, points in series.items()}
     lines = {name: points for name, points in lines.items() if points}
     every = [p for points in lines.values() for p in points]
@@ -45,10 +47,10 @@ def line_chart(
     for value in ticks(y0, y1):
         _, down = at(x0, value)
         out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}"/>')
-        out.append(f'<text x="{LEFT - 6}" y="{down + 4}" text-anchor="end">{label(value)}</text>')
+        out.append(f'<text x="{LEFT - 6}" y="{down + 4}" text-anchor="end">{written(value)}</text>')
     for value in ticks(x0, x1):
         across, _ = at(value, y0)
-        out.append(f'<text x="{across}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{label(value)}</text>')
+        out.append(f'<text x="{across}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{written(value)}</text>')
     for name, value in borders.items():
         if x0 <= value <= x1:
             across, _ = at(value, y0)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from data_helper import shared_data
@@ -220,6 +221,21 @@ def test_every_curated_document_survives_the_tokenizer(undisturbed: Path) -> Non
     stages = shown(undisturbed)
     assert stages["tokens"]["quarantined"] == 0
     assert stages["tokens"]["rows_out"] == stages["curate"]["rows_out"] > 0
+
+
+def test_the_tokenizer_report_finds_everything_in_the_root(undisturbed: Path) -> None:
+    done = gristmill("tokenizer", "report", "--root", str(undisturbed), "--segmenter", "runs", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    own = found["tokenizers"][0]
+    assert own["name"] == undisturbed.name
+    assert found["documents"]["available"] == shown(undisturbed)["curate"]["rows_out"]
+    assert own["all"]["lossless"] == 1.0
+    dataset = PackedDataset(dataset_folder(undisturbed))
+    codec = Codec(dataset.folder / "tokenizer.json")
+    rows = [dataset.row(p.name, r)[0] for p in dataset.manifest.phases for r in range(p.rows)]
+    kept = ~np.isin(np.concatenate(rows), codec.free_ids)
+    assert own["model_mix"]["tokens"] == int(kept.sum())
 
 
 def test_an_existing_scheduler_runs_the_tasks(sample: Path, undisturbed: Path, tmp_path: Path) -> None:

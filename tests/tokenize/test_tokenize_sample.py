@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,7 +56,7 @@ def chosen(paths: list[Path], sample: Sample, docs: int | None = None) -> list[t
     return sorted(texts(paths, pick(paths, sample, 3, docs), sample.doc_cap_chars))
 
 
-@pytest.mark.parametrize("policy", ["natural", "temperature"])
+@pytest.mark.parametrize("policy", ["natural", "temperature", "unimax"])
 def test_sample_does_not_depend_on_files_or_order(tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = documents()
     sample = Sample.model_validate({"bytes": 9_000, "policy": policy})
@@ -117,6 +118,82 @@ def test_divide_by_temperature() -> None:
     # cube roots 20 : 10 : 1 of 900 bytes would give `is` 29; it has 1, and the rest of 899 goes 2 : 1
     assert divide(available, Sample(bytes=900, policy="temperature", temperature=3)) == {"en": 599, "de": 299, "is": 1}
     assert divide({}, Sample()) == {}
+
+
+def test_divide_by_unimax() -> None:
+    available = {"en": 8_000, "de": 1_000, "is": 10}
+    unimax = {"policy": "unimax"}
+    # a third of 900 is 300: `is` has 10; a half of 890 is 445
+    assert divide(available, Sample.model_validate({"bytes": 900, **unimax})) == {"en": 445, "de": 445, "is": 10}
+    four = Sample.model_validate({"bytes": 9_000, "max_epochs": 4, **unimax})
+    assert divide(available, four) == {"en": 4_960, "de": 4_000, "is": 40}
+    more = Sample.model_validate({"bytes": 100_000, "max_epochs": 2.5, **unimax})
+    assert divide(available, more) == {"en": 20_000, "de": 2_500, "is": 25}
+
+
+SIZES = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 10**7), max_size=8)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    SIZES,
+    st.integers(1, 10**8),
+    st.sampled_from(["natural", "temperature", "unimax"]),
+    st.sampled_from([1.0, 2.5, 4.0]),
+)
+def test_budgets_are_within_bounds_and_spent(sizes: dict[str, int], total: int, policy: str, epochs: float) -> None:
+    sample = Sample.model_validate({"bytes": total, "policy": policy, "max_epochs": epochs})
+    found = divide(sizes, sample)
+    most = epochs if policy == "unimax" else 1.0
+    assert set(found) == set(sizes)
+    assert all(0 <= found[name] <= int(sizes[name] * most) for name in sizes)
+    room = sum(int(n * most) for n in sizes.values())
+    assert sum(found.values()) <= min(total, room)
+    assert sum(found.values()) >= min(total, room) - 2 * len(sizes) - total * 1e-9, "nothing is left over but roundings"
+    if policy == "unimax":  # a larger group never has less, and only a group that is used up has less than another
+        order = sorted(found, key=lambda name: (sizes[name], name))
+        for low, high in itertools.pairwise(order):
+            assert found[low] <= found[high]
+            assert found[low] == int(sizes[low] * most) or found[high] - found[low] <= 1
+    if policy != "natural":
+        return
+    assert all(abs(found[n] - min(1, total / max(1, room)) * sizes[n]) <= 1 + total * 1e-9 for n in sizes)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(500, 60_000), st.sampled_from(["natural", "temperature", "unimax"]))
+def test_any_order_of_rows_and_files_gives_the_same_sample(tmp_path_factory, seed: int, size: int, policy: str) -> None:  # type: ignore[no-untyped-def]
+    rng = random.Random(seed)
+    rows = documents(60)
+    sample = Sample.model_validate({"bytes": size, "policy": policy, "max_epochs": 3, "by": "language"})
+    want = chosen(write(tmp_path_factory.mktemp("one"), rows, []), sample)
+    rng.shuffle(rows)
+    cuts = [rng.randint(0, len(rows)) for _ in range(rng.randint(0, 3))]
+    assert chosen(write(tmp_path_factory.mktemp("two"), rows, cuts, rng.randint(1, 20)), sample) == want
+
+
+def test_unimax_passes_small_groups_again_in_hash_order(tmp_path: Path) -> None:
+    rows: list[Row] = [(f"{i}", f"de {i:02}", "de") for i in range(10)] + [
+        (f"e{i}", f"en {i:06}", "en") for i in range(90)
+    ]
+    paths = write(tmp_path, rows, [30])
+    sample = Sample.model_validate({"bytes": 1_000, "policy": "unimax", "max_epochs": 2.5})
+    picked = pick(paths, sample, 3)
+    assert picked.available == {"de": 50, "en": 810}
+    assert picked.docs == {"de": 10, "en": 90}
+    assert picked.bytes["de"] == 125
+    found = Counter(text for group, text in texts(paths, picked, 100) if group == "de")
+    order = sorted((hash64(i, 3), text) for i, text, group in rows if group == "de")
+    assert [found[text] for _, text in order] == [3] * 5 + [2] * 5
+
+
+def test_groups_may_be_sources(tmp_path: Path) -> None:
+    table = pa.table({"id": ["1", "2", "3"], "text": ["a", "bb", "ccc"], "source": ["web", "books", None]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert pick([tmp_path / "a.parquet"], Sample(by="source"), 0).bytes == {"books": 2, "und": 3, "web": 1}
+    pq.write_table(table.drop_columns(["source"]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="no column source"):
+        pick([tmp_path / "a.parquet"], Sample(by="source"), 0)
 
 
 def test_missing_columns_and_damaged_files_say_so(tmp_path: Path) -> None:

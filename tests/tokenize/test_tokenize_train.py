@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import example, given, settings
@@ -13,6 +15,7 @@ from pydantic import ValidationError
 from gristmill.core.errors import ConfigError, InputError
 from gristmill.core.settings import parse, validate
 from gristmill.core.vocabulary import SPECIALS, tokenizer_facts
+from gristmill.tokenize import train
 from gristmill.tokenize.codec import Codec
 from gristmill.tokenize.schema import Tokenizer
 from gristmill.tokenize.split import PRESETS, pattern
@@ -161,6 +164,47 @@ def test_pair_guard_counts_and_refuses() -> None:
         list(PairGuard(limit=1_000).watch([" " * 600, " " * 600]))
     with pytest.raises(InputError, match="32 bits"):
         train_bpe(["aa" * 600], SMALL, pair_limit=1_000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["a" * 40, " " * 33, "\n" * 9, "ab" * 20, "世" * 15, "x", "abc ", "12 "]), max_size=12))
+def test_the_guard_bounds_every_count_of_the_trainer(parts: list[str]) -> None:
+    """What the trainer counts, by hand: pairs of neighbouring symbols inside pre-tokens, at the start and after each
+    merge. Long runs, whose pairs overlap, are within the guard's bound on the bytes at the seam."""
+    from tokenizers import Regex, pre_tokenizers
+
+    text = "".join(parts)
+    guard = PairGuard()
+    list(guard.watch([text, text]))
+    split = pre_tokenizers.Split(Regex(pattern(SMALL)), "isolated")
+    words = [[bytes([b]) for b in word.encode()] for word, _ in split.pre_tokenize_str(text) * 2]
+    for _ in range(12):
+        counts = Counter((a, b) for word in words for a, b in itertools.pairwise(word))
+        if not counts:
+            break
+        for (a, b), n in counts.items():
+            assert n <= guard.counts[a[-1] << 8 | b[0]]
+        best = max(counts, key=lambda pair: (counts[pair], pair))
+        words = [_merged(word, best) for word in words]
+
+
+def _merged(word: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
+    out: list[bytes] = []
+    at = 0
+    while at < len(word):
+        joined = tuple(word[at : at + 2]) == pair
+        out.append(b"".join(word[at : at + 2]) if joined else word[at])
+        at += 2 if joined else 1
+    return out
+
+
+def test_a_run_is_counted_whole_across_the_guards_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "_COUNT_BYTES", 64)
+    guard = PairGuard()
+    list(guard.watch([" " * 1000, "x", " " * 1000]))
+    assert guard.counts[0x2020] == 2 * 999
+    with pytest.raises(InputError, match="byte pair b'  '"):
+        list(PairGuard(limit=1_900).watch([" " * 1000, "x", " " * 1000]))
 
 
 def test_nothing_to_train_on_is_an_error() -> None:
