@@ -85,7 +85,7 @@ def side(args: argparse.Namespace) -> None:
 
 
 def ask(command: Sequence[str | Path]) -> Result:
-    done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{command[1]} failed:\n{done.stderr[-3000:]}")
     found: Result = json.loads(done.stdout.splitlines()[-1])
@@ -125,9 +125,7 @@ def measure(args: argparse.Namespace) -> Result:
             for run in sides if number % 2 == 0 else reversed(sides):
                 run()
             say(f"round {number}: ours {ours[-1]['wall']:.2f} s {ours[-1]['seconds']}, peer {theirs[-1]['wall']:.2f} s")
-        ratios = {
-            clock: [t[clock] / o[clock] for o, t in zip(ours, theirs, strict=True)] for clock in ("wall", "cpu")
-        }
+        ratios = {clock: [t[clock] / o[clock] for o, t in zip(ours, theirs, strict=True)] for clock in ("wall", "cpu")}
         return {
             "end_to_end": round(statistics.median(ratios["wall"]), 2),
             "end_to_end_cpu": round(statistics.median(ratios["cpu"]), 2),

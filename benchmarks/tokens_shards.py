@@ -1,14 +1,12 @@
-"""Time the mixture line: the shuffle beside plain copying, packing, memory at 10^8 and 10^9 tokens, and end to end.
+"""Time the mixture line: the shuffle beside plain copying, packing, and memory at 10^8 and 10^9 tokens.
 
-Usage: python benchmarks/tokens_shards.py [--json] [--only shuffle,pack,memory,end] [--scratch DIR] [--rounds 5] [--texts DIR]
+Usage: python benchmarks/tokens_shards.py [--json] [--only shuffle,pack,memory] [--scratch DIR] [--rounds 5]
 
 shuffle_of_floor: t(two sequential read + write passes with fsync over the same bytes) / t(the shuffle with sha256,
 provenance and fsync), as many processes each, alternated, medians. The token stores are synthetic: random ids, log-normal
-lengths like the web's. pack_docs_per_s: documents drawn, ordered and packed at L = 4,096 by one process.
+lengths like the web's. pack_docs_per_s: documents drawn, ordered and packed at L = 4,096, a CPU second.
 memory: the peak resident bytes of planning and of single shuffle tasks, each a process of its own, over synthetic stores
-of 10^8 and 10^9 tokens. end_to_end: documents a second, tokenise + pack + shuffle on one core, over datatrove's
-tokenizer and merger with the same tokenizer over the same real texts. With --json one object on stdout; progress goes to
-stderr.
+of 10^8 and 10^9 tokens. With --json one object on stdout; progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -28,9 +26,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-
 import numpy as np
 import pyarrow as pa
 
@@ -44,6 +39,9 @@ from gristmill.mixes.catalogue import DOCUMENT, hex_ids
 from gristmill.mixes.draw import Cursor, Draws
 from gristmill.mixes.pack import pack
 from gristmill.mixes.stages import MixturePlan, ShardsBuckets, ShardsWrite
+
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+os.environ.update(dict.fromkeys(ONE_THREAD, "1"))  # for the processes that are started; nothing here uses threads
 
 VOCAB = 32_000
 MEAN_LOG, SIGMA = 6.332, 1.1  # of token lengths: mean 1,029, as measured on web text
@@ -112,9 +110,7 @@ def synthetic(root: Path, tokens: int) -> dict[str, list[Receipt]]:
     """Token stores of `tokens` in all, and the tokenizer. Random ids: named synthetic wherever it is printed."""
     sizes = [STORE_TOKENS] * (tokens // STORE_TOKENS) + [tokens % STORE_TOKENS]
     stage = SyntheticTokens({})
-    tasks = [
-        Task("tokens", 1, f"{i:04d}", i, {"store": i, "tokens": n}, {}, {}) for i, n in enumerate(sizes) if n
-    ]
+    tasks = [Task("tokens", 1, f"{i:04d}", i, {"store": i, "tokens": n}, {}, {}) for i, n in enumerate(sizes) if n]
     done = {"tokens": receipts_of(root, stage, tasks)}
     tokenizer = SyntheticTokenizer({})
     done["tokenizer"] = receipts_of(root, tokenizer, tokenizer.one_task({}))
@@ -139,18 +135,23 @@ def one(job: tuple[str, Task, Path]) -> Receipt:
     return replace(run_task(stage, task, root), key=task.key, ordinal=task.ordinal)
 
 
-def copy(job: tuple[str, str]) -> int:
-    """Read a file in long pieces, write another, fsync."""
+def timed(job: tuple[str, Task, Path]) -> tuple[Receipt, float]:
+    """`one`, and its CPU seconds."""
+    start = time.process_time()
+    return one(job), time.process_time() - start
+
+
+def copy(job: tuple[str, str]) -> float:
+    """Read a file in long pieces, write another, fsync; the CPU seconds."""
     source, target = job
+    start = time.process_time()
     buffer = bytearray(CHUNK)
     view = memoryview(buffer)
-    size = 0
     with open(source, "rb", buffering=0) as read, open(target, "wb", buffering=0) as write:
         while n := read.readinto(buffer):
             write.write(view[:n])
-            size += n
         os.fsync(write.fileno())
-    return size
+    return time.process_time() - start
 
 
 def warm(_: int) -> int:
@@ -173,36 +174,38 @@ def evict(paths: Sequence[str | Path]) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def floor(pool: Any, stores: Sequence[str], scratch: Path, cold: bool) -> float:
-    """Seconds of two passes that copy the stores."""
-    seconds = 0.0
+def floor(pool: Any, stores: Sequence[str], scratch: Path, cold: bool) -> tuple[float, float]:
+    """Seconds of two passes that copy the stores, by the clock and of all processes' CPU."""
+    seconds = cpu = 0.0
     paths = list(stores)
     for name in ("a", "b"):
         if cold:
             evict(paths)
         jobs = [(source, str(scratch / f"copy-{name}-{i}")) for i, source in enumerate(paths)]
         start = time.perf_counter()
-        pool.map(copy, jobs, chunksize=1)
+        cpu += sum(pool.map(copy, jobs, chunksize=1))
         seconds += time.perf_counter() - start
         paths = [target for _, target in jobs]
     for path in scratch.glob("copy-*"):
         path.unlink()
-    return seconds
+    return seconds, cpu
 
 
-def shuffled(pool: Any, done: Mapping[str, list[Receipt]], target: Path, cold: bool) -> tuple[float, str]:
-    """Seconds of the stages of the shuffle, as the mixture has planned it, and the digests of what they wrote."""
+def shuffled(pool: Any, done: Mapping[str, list[Receipt]], target: Path, cold: bool) -> tuple[float, float, str]:
+    """`floor` of the stages of the shuffle, as the mixture has planned it, and the digests of what they wrote."""
     here = dict(done)
-    seconds = 0.0
+    seconds = cpu = 0.0
     for name, stage in (("shards.buckets", ShardsBuckets({})), ("shards.write", ShardsWrite({}))):
         tasks = stage.tasks({s: here[s] for s in stage.upstream})
         if cold:
             evict(sorted({s.path for t in tasks for shards in t.inputs.values() for s in shards}))
         start = time.perf_counter()
-        here[name] = pool.map(one, [(name, t, target) for t in tasks], chunksize=1)
+        found = pool.map(timed, [(name, t, target) for t in tasks], chunksize=1)
         seconds += time.perf_counter() - start
+        here[name] = [receipt for receipt, _ in found]
+        cpu += sum(n for _, n in found)
     shutil.rmtree(target)
-    return seconds, json.dumps([[s.name, s.sha256] for r in here["shards.write"] for s in r.outputs])
+    return seconds, cpu, json.dumps([[s.name, s.sha256] for r in here["shards.write"] for s in r.outputs])
 
 
 def shuffle(scratch: Path, megabytes: int, rounds: int, processes: int) -> Result:
@@ -226,17 +229,23 @@ def shuffle(scratch: Path, megabytes: int, rounds: int, processes: int) -> Resul
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         pool.map(warm, range(4 * processes), chunksize=1)
         for cold in (False, True):
-            times: dict[str, list[float]] = {"floor": [], "gather": [], "buckets": []}
+            wall: dict[str, list[float]] = {"floor": [], "gather": [], "buckets": []}
+            cpu: dict[str, list[float]] = {"floor": [], "gather": [], "buckets": []}
             for number in range(rounds + 1):
-                times["floor"].append(floor(pool, paths, scratch, cold))
+                found: dict[str, tuple[float, float]] = {"floor": floor(pool, paths, scratch, cold)}
                 for how, plan in plans.items():
-                    seconds, digest = shuffled(pool, plan, root / f"{how}-{number}", cold)
-                    times[how].append(seconds)
+                    seconds, busy, digest = shuffled(pool, plan, root / f"{how}-{number}", cold)
+                    found[how] = seconds, busy
                     digests.add(digest)
-                say(f"{'cold' if cold else 'warm'} {number}: " + ", ".join(f"{k} {v[-1]:.2f} s" for k, v in times.items()))
-            medians = {k: statistics.median(v[1:]) for k, v in times.items()}
+                for how, (seconds, busy) in found.items():
+                    wall[how].append(seconds)
+                    cpu[how].append(busy)
+                text = ", ".join(f"{how} {s:.2f} s ({c:.2f} CPU)" for how, (s, c) in found.items())
+                say(f"{'cold' if cold else 'warm'} {number}: {text}")
+            medians, busy_medians = ({k: statistics.median(v[1:]) for k, v in x.items()} for x in (wall, cpu))
             out["cold" if cold else "warm"] = {
-                "seconds": {k: [round(x, 3) for x in v[1:]] for k, v in times.items()},
+                "seconds": {k: [round(x, 3) for x in v[1:]] for k, v in wall.items()},
+                "cpu_seconds": {k: round(v, 3) for k, v in busy_medians.items()},
                 **{f"{how}_of_floor": round(medians["floor"] / medians[how], 3) for how in plans},
             }
     shutil.rmtree(root)
@@ -264,13 +273,13 @@ def packing(scratch: Path, documents: int, rounds: int) -> Result:
             with Buckets(scratch / "documents", DOCUMENT) as spool:
                 spool.add(records, 0)
                 draws = Draws(spool, 0, 1, "web", scratch)
-                start = time.perf_counter()
+                start = time.process_time()  # one thread: what a core of its own would take
                 placed = used = 0
                 here = rows if method != "bfd-truncate" else int(rows * 0.85)
                 for window in pack(draws, Cursor(), here, LENGTH + 1, method, 512):
                     placed += int(window.pieces.length.sum())
                     used = window.cursor.documents
-                speeds.append(used / (time.perf_counter() - start))
+                speeds.append(used / (time.process_time() - start))
                 draws.close()
                 padding = 1 - placed / (here * (LENGTH + 1))
         out[method] = {"docs_per_s": round(statistics.median(speeds)), "padding": round(padding, 6), "documents": used}
@@ -351,14 +360,13 @@ def measure(args: argparse.Namespace) -> Result:
 def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    out.add_argument("--only", default="shuffle,pack,memory,end", help="figures, by comma")
+    out.add_argument("--only", default="shuffle,pack,memory", help="figures, by comma")
     out.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()), help="where temporary files go")
     out.add_argument("--rounds", type=int, default=5)
     out.add_argument("--processes", type=int, default=2)
     out.add_argument("--megabytes", type=int, default=512, help="of synthetic tokens to shuffle")
     out.add_argument("--documents", type=int, default=1_000_000, help="synthetic documents to pack")
     out.add_argument("--tokens", default="1e8,1e9", help="sizes of the memory figures")
-    out.add_argument("--texts", type=Path, help="folder of *.jsonl.zst texts for end_to_end")
     return out
 
 

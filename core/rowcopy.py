@@ -50,7 +50,7 @@ class RowCopier:
         apart = (np.diff(row) != 1) | (np.diff(shard) != 0)
         first = np.concatenate([[0], np.flatnonzero(apart) + 1, [n]])
         size = width * self.dtype.itemsize
-        target = memoryview(buffer).cast("B")
+        target = buffer.data.cast("B")
         begins = first[:-1]
         for at, end, number, where in zip(
             begins.tolist(), first[1:].tolist(), shard[begins].tolist(), (local[begins] * size).tolist(), strict=True

@@ -13,6 +13,7 @@ is one last piece without a provenance row, filled with the pad id; the loader n
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -151,7 +152,12 @@ def read_manifest(folder: str | Path) -> PackedManifest:
     """Raises FormatError when the folder holds no packed dataset of this version."""
     path = Path(folder) / "manifest.json"
     try:
-        data = orjson.loads(path.read_bytes())
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            text = memoryview(mapped)  # megabytes that every rank would else copy first
+            try:
+                data = orjson.loads(text)
+            finally:
+                text.release()
     except (OSError, ValueError) as error:
         raise FormatError(f"{path} is not a packed dataset: {error}") from error
     if data.get("format") != PACKED_FORMAT:
@@ -223,8 +229,10 @@ class ShardReader:
         place = np.arange(ends[-1]) + np.repeat(begin - (ends - counts), counts)
         return counts, self._starts[place].astype(np.int64)
 
-    def provenance(self) -> pa.Table:
-        return pq.read_table(f"{self.base}.prov.parquet", schema=PROVENANCE_SCHEMA)
+    def provenance(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The pieces of all rows (PROVENANCE_SCHEMA), or some columns of them."""
+        wanted = list(columns) if columns is not None else None
+        return pq.read_table(f"{self.base}.prov.parquet", columns=wanted, schema=PROVENANCE_SCHEMA)
 
 
 class PackedDataset:

@@ -45,7 +45,7 @@ def light_numba() -> Iterator[None]:
     if waiting:
         entrypoints._already_initialized = True
     try:
-        with _held_back("scipy", _BLAS) as held:
+        with _held_back("scipy.linalg", _BLAS) as held:
             yield
         found = sys.modules.get(_BLAS)
         if held and hasattr(found, "_HAVE_BLAS") and importlib.util.find_spec("scipy") is not None:

@@ -19,7 +19,7 @@ RUN_CHARS = 12
 """Shorter pieces of text between two tags are left out of a body."""
 
 _BODY = re.compile(r"<body(?=[\s>])|</head\s*>", re.IGNORECASE)
-_PARAGRAPH = re.compile(r"<[pP](?=[\s>])[^>]*>")
+_PARAGRAPH = re.compile(r"<[pP](?=[\s>])")
 _PARAGRAPH_END = re.compile(r"</?[pP](?=[\s>])")
 _HIDDEN = re.compile(r"<(?:([sS](?:cript|CRIPT|tyle|TYLE|vg|VG)|noscript|NOSCRIPT|template|TEMPLATE)(?=[\s>])|!--)")
 _ENDS = {name: re.compile(f"</{name}", re.IGNORECASE) for name in ("script", "style", "noscript", "template", "svg")}
@@ -39,7 +39,9 @@ def paragraphs(html: str, start: int = 0) -> str:
     chars = 0
     at = start
     while (tag := _PARAGRAPH.search(html, at)) is not None:
-        low = tag.end()
+        low = html.find(">", tag.end()) + 1
+        if not low:
+            break
         end = _PARAGRAPH_END.search(html, low, low + MAX_PARAGRAPH)
         at = end.start() if end else min(low + MAX_PARAGRAPH, len(html))
         if at - low <= PARAGRAPH_CHARS:
@@ -62,7 +64,7 @@ def body_text(html: str, start: int = 0) -> str:
     """
     runs = [run for part in _visible(html, start) for run in _RUN.findall(part)]
     step = sum(map(len, runs)) // MAX_CHARS + 1
-    return _plain(" ".join(runs[::step]))
+    return _plain(" ".join(run[:MAX_CHARS] for run in runs[::step]))
 
 
 def _visible(html: str, at: int) -> Iterator[str]:

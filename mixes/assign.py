@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gristmill.core.errors import UsageError
 from gristmill.core.mixlock import LOCK_FORMAT
 from gristmill.core.vocabulary import TokenizerFacts
 from gristmill.mixes.buckets import Buckets
@@ -30,6 +31,8 @@ LAYOUT_FORMAT = "gristmill-mix-layout-2"
 GATHER_BYTES = 4 << 30
 """`shuffle: auto` gathers rows straight from the stores while those are at most so large in all: then they stay in the
 page cache of any machine that trains. Larger ones go through buckets, which read and write in long stretches only."""
+MOST_USES = int(np.iinfo(np.int16).max)
+"""Earlier uses that a piece's provenance can say."""
 PART_BYTES = 128 << 20
 """Of the stores, side by side, that one task spreads over the shards."""
 
@@ -132,13 +135,19 @@ def _pieces(window: Window, place: np.ndarray, source: int) -> np.ndarray:
     """The window's (n,) PIECE records; place: the phase's row of every row of the source."""
     packed = window.pieces
     documents = window.documents[packed.document]
+    uses = window.uses[packed.document]
+    if uses.max(initial=0) > MOST_USES:
+        raise UsageError(
+            f"E104 a document would be used more than {MOST_USES:,} times",
+            hint="lower max_epochs or its rehydrate weight",
+        )
     out = np.empty(len(packed), PIECE)
     out["row"] = place[packed.row]
     out["begin"] = documents["offset"] + packed.doc_start
     out["row_start"], out["length"], out["doc_start"] = packed.row_start, packed.length, packed.doc_start
     for name in ("id", "store", "doc"):
         out[name] = documents[name]
-    out["source"], out["epoch"] = source, window.uses[packed.document]
+    out["source"], out["epoch"] = source, uses
     return out
 
 

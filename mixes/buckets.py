@@ -65,7 +65,7 @@ class Buckets:
                 most -= wanted[-1][1] - wanted[-1][0]
             first = max(first - (end - begin), 0)
         out = np.empty(sum(end - begin for begin, end in wanted), self.dtype)
-        data = memoryview(out.view(np.uint8))
+        data = out.view(np.uint8).data
         for begin, end in wanted:
             self._file.seek(begin * self.dtype.itemsize)
             left = (end - begin) * self.dtype.itemsize
@@ -93,7 +93,7 @@ class Buckets:
         to = self._to[order]
         first = np.flatnonzero(np.diff(to, prepend=-1))
         self._runs.append((to[first], self._written + np.append(first, len(to))))
-        data = memoryview(self._records[order].view(np.uint8))
+        data = self._records[order].view(np.uint8).data
         self._file.seek(0, 2)
         while len(data):
             data = data[self._file.write(data) :]

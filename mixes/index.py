@@ -2,7 +2,7 @@
 
 find.json  FIND_FORMAT, the sha256 of the manifest it belongs to, and the records of each file
 find.ids   <u8 key: the first 8 bytes of the id as a big-endian number; <u8 where: phase's ordinal << 48 | row
-find.urls  <u8 key: hash64 of the URL;                                  <u8 where: store's ordinal << 32 | row of docs.parquet
+find.urls  <u8 key: hash64 of the URL or of an imported document's own id; <u8 where: store's ordinal << 32 | row of docs.parquet
 
 Both are sorted by (key, where), 16 B a record, and memory-mapped. A key may belong to several documents: whoever looks
 one up confirms it in the provenance or in docs.parquet. The stage `shards` writes the index beside the manifest; for
@@ -31,6 +31,8 @@ from gristmill.core.tokshards import PackedDataset
 
 FIND_FORMAT = "gristmill-find-index-1"
 NAMES = ("find.json", "find.ids", "find.urls")
+NAMED = ("url", "import_id")
+"""Columns of docs.parquet that a document is sought by; the second one is there where a store was imported."""
 RECORD = np.dtype([("key", "<u8"), ("where", "<u8")])
 BUCKET_RECORDS = 1 << 20
 """Records sorted at once: 16 MB, some 50 MB with the sort's own arrays."""
@@ -67,7 +69,7 @@ class FindIndex:
         return sorted({(w >> 48, w & (1 << 48) - 1) for w in self._where("ids", id_key(document))})
 
     def documents(self, url: str) -> list[tuple[int, int]]:
-        """(store's ordinal, row of docs.parquet) that may have this URL."""
+        """(store's ordinal, row of docs.parquet) that may have this URL, or this id of their own."""
         return sorted({(w >> 32, w & 0xFFFFFFFF) for w in self._where("urls", hash64(url))})
 
     def _where(self, name: str, key: int) -> list[int]:
@@ -84,7 +86,7 @@ def build(dataset: PackedDataset, docs: Sequence[Path | None], paths: dict[str, 
     """
     counts = {
         "ids": _write_sorted(_ids(dataset), _pieces(dataset), paths["find.ids"]),
-        "urls": _write_sorted(_urls(docs), sum(_rows(path) for path in docs if path), paths["find.urls"]),
+        "urls": _write_sorted(_urls(docs), len(NAMED) * sum(_rows(path) for path in docs if path), paths["find.urls"]),
     }
     head = {"format": FIND_FORMAT, "manifest_sha256": sha256_file(dataset.folder / "manifest.json"), **counts}
     paths["find.json"].write_bytes(orjson.dumps(head, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n")
@@ -153,13 +155,15 @@ def _urls(docs: Sequence[Path | None]) -> Iterator[np.ndarray]:
             continue
         at = 0
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1 << 16, columns=["url"]):
-                urls = batch.column(0).to_pylist()
-                out = np.empty(len(urls), RECORD)
-                out["key"] = np.fromiter((0 if u is None else hash64(u) for u in urls), np.uint64, len(urls))
-                out["where"] = np.arange(at, at + len(urls), dtype=np.uint64) | np.uint64(store << 32)
-                at += len(urls)
-                yield out[np.fromiter((u is not None for u in urls), bool, len(urls))]
+            names = [name for name in NAMED if name in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_size=1 << 16, columns=names):
+                for column in batch.columns:
+                    texts = column.to_pylist()
+                    out = np.empty(len(texts), RECORD)
+                    out["key"] = np.fromiter((0 if t is None else hash64(t) for t in texts), np.uint64, len(texts))
+                    out["where"] = np.arange(at, at + len(texts), dtype=np.uint64) | np.uint64(store << 32)
+                    yield out[np.fromiter((t is not None for t in texts), bool, len(texts))]
+                at += len(batch)
 
 
 def _write_sorted(parts: Iterator[np.ndarray], most: int, path: Path) -> int:

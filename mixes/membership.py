@@ -148,14 +148,20 @@ class Overlaps:
     def add(self, members: Mapping[str, np.ndarray], hashes: np.ndarray) -> None:
         """One store: `memberships` and the (D,) uint64 hashes of its ids."""
         sampled = np.flatnonzero(hashes >> np.uint64(64 - SAMPLE_BITS) == 0)
-        masks = {name: mask[sampled] for name, mask in members.items()}
-        for one, other in itertools.combinations([n for n, m in masks.items() if m.any()], 2):
-            if shared := int(np.count_nonzero(masks[one] & masks[other])):
-                self._counts[one, other] += shared
+        names = list(members)
+        masks = np.array([members[name][sampled] for name in names]).reshape(len(names), len(sampled))
+        shared = masks[:, masks.sum(axis=0) > 1]
+        if not shared.shape[1]:
+            return
+        # few patterns, however many children there are: a document has one child of each source
+        patterns, counts = np.unique(shared, axis=1, return_counts=True)
+        for pattern, n in zip(patterns.T, counts.tolist(), strict=True):
+            for one, other in itertools.combinations(np.flatnonzero(pattern).tolist(), 2):
+                self._counts[names[one], names[other]] += n
 
     def found(self) -> dict[tuple[str, str], int]:
-        """{pair in the order of the mixture: shared documents, estimated as the sample's times 2^SAMPLE_BITS}."""
-        return {pair: n << SAMPLE_BITS for pair, n in self._counts.items()}
+        """{pair: shared documents, estimated as the sample's times 2^SAMPLE_BITS}, sorted by the pairs' names."""
+        return {pair: n << SAMPLE_BITS for pair, n in sorted(self._counts.items())}
 
 
 def _from_files(files: pa.ChunkedArray, glob: str) -> np.ndarray:

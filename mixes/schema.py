@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gristmill.core.settings import Settings
@@ -44,6 +44,13 @@ class Defaults(Settings):
     """Pieces of documents in one row, at most; keeps best-fit rows of crumbs from growing without bound."""
     doc_mask: Literal[True] = True
     """Attention stays inside a document: the one way that rows are trained here."""
+
+    @field_validator("doc_mask", mode="before")
+    @classmethod
+    def _always(cls, value: Any) -> Any:
+        if value is False:
+            raise ValueError("E107 attention never leaves a document here hint: leave doc_mask out")
+        return value
 
 
 class Mixture(Settings):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gristmill.core.settings import Settings
 from gristmill.mixes.schema_amounts import (
@@ -30,6 +30,15 @@ class LearningRate(Settings):
     """Where a decay ends, as a fraction of the peak."""
     warmup_steps: int | None = Field(None, ge=0)
     """A rise from 0 that opens the phase; what a phase after a decay needs to be stable, or to decay anew."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _said_elsewhere(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "peak" in data:
+            raise ValueError("E110 the peak is not the mixture's hint: give optimizer.lr in the training run's file")
+        if isinstance(data, Mapping) and data.get("phase") == "rewarm_decay":
+            raise ValueError("E110 a rise and a decay hint: write {phase: decay, warmup_steps: 500}")
+        return data
 
 
 class Phase(Settings):

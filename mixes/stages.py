@@ -59,8 +59,8 @@ class MixturePlan(Stage):
 
         from gristmill.core.docshards import verify, write_table
         from gristmill.mixes import assign
-        from gristmill.mixes.buckets import Buckets
         from gristmill.mixes.api import check_tokenizer
+        from gristmill.mixes.buckets import Buckets
         from gristmill.mixes.catalogue import DOCUMENT
         from gristmill.mixes.chain import content_of, links
         from gristmill.mixes.plan import PhasePlan, make_plan

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from gristmill.core.errors import FormatError, UsageError
 from gristmill.core.tokshards import PROVENANCE_SCHEMA, PackedDataset
-from gristmill.mixes.index import open_index
+from gristmill.mixes.index import NAMED, open_index
 
 COLUMNS = ["id", "url", "date", "warc_file", "warc_offset", "warc_length", "language"]
 
@@ -70,7 +70,7 @@ def trace_token(dataset: PackedDataset, root: Path, phase: str, row: int, pos: i
 
 
 def find_document(dataset: PackedDataset, id_or_url: str, root: Path) -> list[dict[str, Any]]:
-    """Every place of a document in the dataset, by id (32 hex digits) or URL: what `trace_rows` gives, in row order.
+    """Every place of a document in the dataset, by id (32 hex digits), URL or the id that it was imported with: what `trace_rows` gives, in row order.
 
     Empty when it is in no row. Answered from the find index, which is built on first use where the dataset has none.
     """
@@ -224,14 +224,15 @@ class _Stores:
             if len(self._groups) >= 64:
                 self._groups.pop(next(iter(self._groups)))
             with pq.ParquetFile(path) as file:
-                self._groups[path, group] = file.read_row_group(group, columns=COLUMNS)
+                own = [name for name in NAMED if name in file.schema_arrow.names and name not in COLUMNS]
+                self._groups[path, group] = file.read_row_group(group, columns=[*COLUMNS, *own])
         first = int(ends[group - 1]) if group else 0
         return dict(self._groups[path, group].slice(doc - first, 1).to_pylist()[0])
 
-    def id_of(self, store: int, doc: int, url: str) -> str | None:
-        """The id of a document, if it has this URL."""
+    def id_of(self, store: int, doc: int, name: str) -> str | None:
+        """The id of a document, if it has this URL or came with this id."""
         row = self.row(store, doc)
-        return str(row["id"]) if row is not None and row["url"] == url else None
+        return str(row["id"]) if row is not None and name in (row[n] for n in NAMED if n in row) else None
 
     def all_paths(self) -> list[Path]:
         return sorted(self.root.glob("stages/*tokens/*/docs.parquet"))

@@ -33,8 +33,8 @@ class Prefix:
         sources = (locked or {}).get("sources")
         if not isinstance(sources, dict) or not sources:
             return None
-        rows = {str(n): s.get("rows") for n, s in sources.items() if isinstance(s, dict)}
-        return cls(phase, rows) if all(isinstance(n, int) for n in rows.values()) else None
+        rows = {str(n): s["rows"] for n, s in sources.items() if isinstance(s, dict) and isinstance(s.get("rows"), int)}
+        return cls(phase, rows) if len(rows) == len(sources) else None
 
     def lost(self) -> None:
         """A shard could not be read: what comes after it cannot be counted."""

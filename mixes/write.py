@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import ctypes
+import itertools
 import mmap
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -169,7 +169,8 @@ def scatter(pieces: np.ndarray, layout: Mapping[str, Any], stores: Mapping[int, 
     size = np.cumsum(pieces["length"].astype(np.int64) * width + PIECE.itemsize)
     index: list[np.ndarray] = [np.empty(0, STRETCH)]
     done = at = 0
-    buffers = np.empty(0, np.uint8), np.empty(0, np.uint8)  # used again from run to run: fresh pages cost as much as a copy
+    # used again from run to run: fresh pages cost as much as a copy
+    buffers = np.empty(0, np.uint8), np.empty(0, np.uint8)
     with open(path, "wb", buffering=0) as file:
         while at < len(pieces):
             end = max(int(np.searchsorted(size, (size[at - 1] if at else 0) + run, "right")), at + 1)
@@ -230,7 +231,7 @@ def _run(
         records = sorted_pieces[first[i] : first[i] + count[i]]
         out[begin : begin + records.nbytes] = np.frombuffer(records.tobytes(), np.uint8)
         out[begin + records.nbytes + int(tokens[i]) * width : begin + size] = 0
-        index["check"][i] = xxhash.xxh3_64_intdigest(out[begin : begin + size])
+        index["check"][i] = xxhash.xxh3_64_intdigest(out[begin : begin + size].data)
     return out, index, (whole, read)
 
 
@@ -241,7 +242,7 @@ def _at_least(buffer: np.ndarray, size: int) -> np.ndarray:
 
 def write_all(file: IO[bytes], data: np.ndarray) -> None:
     """Write a whole array to an unbuffered file."""
-    view = memoryview(data).cast("B")
+    view = data.data.cast("B")
     while len(view):
         view = view[file.write(view) :]
 
@@ -257,7 +258,7 @@ def collect(layout: Mapping[str, Any], number: int, parts: Sequence[tuple[Path, 
             for stretch in index:
                 data = buffer[: int(stretch["bytes"])]
                 file.seek(int(stretch["begin"]))
-                if not _read_all(file, data) or xxhash.xxh3_64_intdigest(data) != stretch["check"]:
+                if not _read_all(file, data) or xxhash.xxh3_64_intdigest(data.data) != stretch["check"]:
                     raise FormatError(f"{path} differs from its index", hint="delete its folder and run again")
                 records = data[: int(stretch["pieces"]) * PIECE.itemsize].view(PIECE)
                 length = records["length"].astype(np.int64)
@@ -269,7 +270,7 @@ def collect(layout: Mapping[str, Any], number: int, parts: Sequence[tuple[Path, 
 
 def _read_all(file: IO[bytes], data: np.ndarray) -> bool:
     """Fill (n,) uint8 from a file; False at its end."""
-    view = memoryview(data)
+    view = data.data
     while len(view):
         n = file.readinto(view)  # type: ignore[attr-defined]
         if not n:

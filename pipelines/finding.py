@@ -12,7 +12,6 @@ from gristmill.core.docshards import read_table
 from gristmill.core.tokshards import PackedDataset
 from gristmill.pipelines.inputs import input_places
 from gristmill.pipelines.tracing import dataset_folder, numbered, run_order, training_runs
-from gristmill.pipelines.views import manifests
 
 if TYPE_CHECKING:
     from gristmill.trainer.order import DataOrder
@@ -48,6 +47,7 @@ def find(root: Path, what: str) -> dict[str, Any]:
     that it skips or does not reach. Without such a run it is the step of a run without ramp and edits.
     """
     from gristmill.mixes.tracing import is_id
+    from gristmill.pipelines.views import manifests  # the whole line, which `find --doc` does not need
 
     documents: dict[str, dict[str, Any]] = {}
     known = manifests(root)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 
 from gristmill.core.errors import UsageError
-from gristmill.core.imports import Import
 from gristmill.core.manifest import write_atomic
 from gristmill.core.stage import Receipt, Shard
+
+if TYPE_CHECKING:
+    from gristmill.core.imports import Import
 
 
 class TagCache(MutableMapping[str, str]):

@@ -19,7 +19,6 @@ from gristmill.core.manifest import all_receipts, read_manifest, stage_folder
 from gristmill.core.tokshards import PackedDataset
 from gristmill.pipelines.imported import Imported
 from gristmill.pipelines.inputs import input_places
-from gristmill.pipelines.views import manifests
 
 if TYPE_CHECKING:
     from gristmill.trainer.edits import Edits
@@ -273,6 +272,7 @@ def verify(root: Path, rows: Sequence[dict[str, Any]], run_id: str | None = None
     Imported documents are read again from their files. Sets `verified` and `text_version` on each row ("c4" or "refinedweb"
     where those line rules rewrote the extracted text, "imported"), and with `with_text` the document's whole `text`. Raises GristmillError at the first difference.
     """
+    from gristmill.pipelines.views import manifests
     from gristmill.tokenize.codec import Codec
 
     _, dataset = run_dataset(root, run_id)
@@ -351,6 +351,8 @@ def _without_addresses(text: str, document: str, pii: dict[str, Any] | None) -> 
 
 def _text_versions(root: Path, ids: set[str]) -> dict[str, tuple[str, str, int]]:
     """Document id -> (text version, language, offset inside its gzip member), from the curated Parquet."""
+    from gristmill.pipelines.views import manifests
+
     found: dict[str, tuple[str, str, int]] = {}
     for receipt in manifests(root)["curate"].receipts:
         table = read_table(receipt.output("documents.parquet"), ["id", "text_version", "language", "warc_inner"])

@@ -29,7 +29,9 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def printed(arguments: list[str], answers: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> tuple[Any, int]:
+def printed(
+    arguments: list[str], answers: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> tuple[Any, int]:
     """What tokens.py prints and its exit code when each benchmark prints its answer."""
     tokens = load("tokens")
 

@@ -18,6 +18,7 @@ from gristmill.core.hashing import hash64
 from gristmill.core.stage import Counters, Shard
 from gristmill.core.tokshards import TOKEN_DOC_SCHEMA
 from gristmill.core.tokstore import StoreWriter, is_scalar
+from gristmill.tokenize.backends import BACKENDS
 from gristmill.tokenize.codec import Codec
 from gristmill.tokenize.encoder import Differs, Encoder, encoder_of
 from gristmill.tokenize.train import single_thread
@@ -47,11 +48,12 @@ def encode_shard(documents: Shard, codec: Codec, source: str, tokens: Path, docs
     bytes written do not depend on the backends at hand: one that is caught with other ids is left out and the shard
     begun again. Raises InputError when a text is not UTF-8.
     """
-    while True:
+    for _ in BACKENDS:
         try:
             return _encode(documents, encoder_of(codec), source, tokens, docs, drops)
         except Differs:
-            continue  # logged, and refused from now on: each turn has one backend less
+            continue  # logged, and refused from now on
+    return _encode(documents, Encoder(codec, []), source, tokens, docs, drops)
 
 
 def _encode(documents: Shard, encoder: Encoder, source: str, tokens: Path, docs: Path, drops: Path) -> Counters:

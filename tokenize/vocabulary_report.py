@@ -92,7 +92,7 @@ def vocabulary(encoder: Baseline) -> dict[str, Any]:
         except UnicodeDecodeError:
             not_utf8.append(index)
     lost = unreachable(encoder, texts)
-    sizes = [(-len(data), i) for i, data in enumerate(raw) if data is not None]
+    sizes = [(-len(data), i) for i, data in enumerate(raw) if data and data.strip()]  # blanks are code
     suspects = []
     for index, text in texts.items():
         kind = suspicion(text)

@@ -103,6 +103,10 @@ class RowReader:
         self._blocked_from = np.array([*order.blocked.values(), NEVER], np.int64)
         self._open: OrderedDict[tuple[str, int], _Provenance] = OrderedDict()
 
+    def close(self) -> None:
+        """Close the shards' files; the next read opens them again."""
+        self._copier.close()
+
     def of_step(self, step: int) -> StepRows:
         """The rows and pieces of a step. Raises UsageError outside the run, FormatError on boundaries that cannot be."""
         span, samples = self.order.span(step), self.order.samples_of_step(step)
@@ -194,7 +198,8 @@ class RowReader:
         if (phase, shard) in self._open:
             self._open.move_to_end((phase, shard))
             return self._open[phase, shard]
-        table = provenance(reader)
+        columns = ["row", "row_start", "source"]  # ids are most of the file, and few runs block documents
+        table = provenance(reader, [*columns, "id"] if len(self._blocked) else columns)
         names = table["source"].combine_chunks()
         codes = np.array([self._codes.get(name, -1) for name in names.dictionary.to_pylist()] or [-1], np.int16)
         blocked_from = np.full(table.num_rows, NEVER, np.int64)
@@ -213,10 +218,10 @@ class RowReader:
         return found
 
 
-def provenance(reader: ShardReader) -> pa.Table:
-    """A shard's provenance. Raises FormatError when its file is damaged."""
+def provenance(reader: ShardReader, columns: Sequence[str] | None = None) -> pa.Table:
+    """A shard's provenance, or some columns of it. Raises FormatError when its file is damaged."""
     try:
-        return reader.provenance()
+        return reader.provenance(columns)
     except (OSError, pa.ArrowException) as error:
         raise FormatError(f"{reader.base}.prov.parquet is damaged: {error}") from error
 

@@ -126,6 +126,7 @@ class Loader:
     def close(self) -> None:
         self._drop()
         self._thread.shutdown(wait=True, cancel_futures=True)
+        self._reader.close()
         if self._check is not None:
             self._check.close()
 

@@ -9,6 +9,7 @@ a Python function for each. A page's text stays the same; 2,287 pages took a qua
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ MAX_VALUE = 200
 NAMESPACE = "urn:gristmill"
 _TEST = re.compile(r"re:test\(\s*([^,()]+?)\s*,\s*('[^']*'|\"[^\"]*\")\s*(?:,\s*'(i?)'\s*)?\)")
 _ATTRIBUTES = re.compile(r"@[\w-]+(\|@[\w-]+)*")
-_STEP = re.compile(r"\s*\.//(\*|[a-z][a-z0-9]*)\s*(.*)", re.DOTALL)
+_STEP = re.compile(r"\s*\.//(\*|[a-z][a-z0-9]*)\s*((?:\[.*\])?)\s*", re.DOTALL)
 
 _installed = False
 
@@ -31,9 +32,9 @@ def install() -> None:
     if _installed:
         return
     _installed = True
-    import trafilatura
+    import trafilatura  # all of its modules
     from lxml import etree, html
-    from trafilatura import baseline, utils, xpaths
+    from trafilatura import utils, xpaths
 
     table = etree.ElementDefaultClassLookup(
         element=html.HtmlElement, comment=html.HtmlComment, pi=html.HtmlProcessingInstruction, entity=html.HtmlEntity
@@ -42,14 +43,12 @@ def install() -> None:
     for held in vars(xpaths).values():
         if isinstance(held, list) and all(isinstance(one, etree.XPath) for one in held):
             held[:] = [_faster(one) for one in held]
-    for module in (baseline, *_modules(trafilatura)):
+    for module in _modules(trafilatura):
         if isinstance(found := getattr(module, "BASIC_CLEAN_XPATH", None), etree.XPath):
             module.BASIC_CLEAN_XPATH = _faster(found)  # type: ignore[attr-defined]
 
 
 def _modules(package: ModuleType) -> Iterator[ModuleType]:
-    import sys
-
     for name, module in list(sys.modules.items()):
         if name.startswith(f"{package.__name__}.") and module is not None:
             yield module
@@ -108,7 +107,17 @@ def one_walk(path: str) -> str:
     tests = [f"self::{step[1]}{step[2]}" for step in steps if step is not None]
     if any(re.search(r"\[\s*\d+\s*\]|position\(|last\(", test) for test in tests):
         return path
+    if not all(_only_predicates(step[2]) for step in steps if step is not None):
+        return path
     return f".//*[{' or '.join(tests)}]"
+
+
+def _only_predicates(text: str) -> bool:
+    """Whether a step ends with these brackets: `[…][…]`, not `[…]/b[…]`."""
+    bare, left = "", re.sub(r"'[^']*'|\"[^\"]*\"", "", text)
+    while bare != left:
+        bare, left = left, re.sub(r"\[[^\[\]]*\]", "", left)
+    return not bare.strip()
 
 
 def _parts(path: str) -> list[str]:

@@ -55,7 +55,8 @@ EPILOG = """\b
 Exit codes: 0 done, 1 failed but resumable, 2 bad usage or config (nothing was run),
             3 `plan --check` found work, 130 interrupted.
 Environment: GRISTMILL_ROOT (default for --root), GRISTMILL_NO_PROGRESS, GRISTMILL_TRACEBACK,
-             GRISTMILL_LID_MODEL (path of lid.176.ftz); DASK_* and NO_COLOR pass through.
+             GRISTMILL_LID_MODEL (path of lid.176.ftz), GRISTMILL_ENCODERS (gigatoken,tiktoken: what may
+             encode beside tokenizers); DASK_* and NO_COLOR pass through.
 \b
 Examples:
   gristmill sample crawl/

@@ -50,7 +50,8 @@ def mix_plan(
 
     \b
     Examples:
-      gristmill mix plan demo --root runs/demo --set stages.0.mix.english.epochs=2
+      gristmill mix plan demo --root runs/demo
+      gristmill mix plan demo --root runs/demo --new-run --set stages.0.mix.english.epochs=2
       gristmill mix plan smollm3 --available smollm3
       gristmill mix plan smollm3 --available smollm3 --ablation try-megamath
       gristmill mix plan my-mix.yaml --available tokens.json --vocab-size 128256 --json -o mix.lock.json

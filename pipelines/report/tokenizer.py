@@ -354,7 +354,7 @@ def _tokens(own: Report) -> str:
     kinds = ", ".join(f"{n:,} {escape(kind)}" for kind, n in words["suspicious"].items()) or "none"
     return (
         "<h2>Tokens to look at</h2><div class=two>"
-        + listing("Longest", words["longest"], "By bytes.")
+        + listing("Longest", words["longest"], "By bytes; runs of blanks are left out.")
         + listing("Suspicious", words["suspicious_tokens"], f"{kinds}; the longest of each kind.")
         + listing(
             "Unreachable",

@@ -16,7 +16,7 @@ from gristmill.core.errors import UsageError
 from gristmill.core.manifest import run_task
 from gristmill.core.stage import Receipt, Shard
 from gristmill.curate.extract import page_text
-from gristmill.curate.gate import MAX_OPEN, LanguageGate
+from gristmill.curate.gate import LanguageGate
 from gristmill.curate.language import Identifier, find_model
 from gristmill.curate.pages import Pages
 from gristmill.curate.schema import Extract, Language
@@ -64,7 +64,11 @@ CASES: list[tuple[str, str, tuple[str, ...], str | None]] = [
     ("scripts are no text", page(*[JAPANESE] * 5, tag="div", extra=SCRIPT * 50), ("ja",), None),
     ("two languages", page(ENGLISH * 4, GERMAN * 4), ("en",), None),
     ("unsure", page("0123456789 " * 60), ("ja",), None),
-    ("many open tags", "<div>" * (MAX_OPEN + 10) + GERMAN * 5, ("en",), None),
+    ("many open tags", "<div>" * 100_000 + GERMAN * 5, ("en",), "de"),
+    ("paragraphs never closed", "<p>" + f"<p class='a'>{GERMAN}" * 5, ("en",), "de"),
+    ("upper-case tags", page(GERMAN * 3, tag="P").replace("body", "BODY"), ("en",), "de"),
+    ("entities", page("".join(f"&#{ord(c)};" for c in JAPANESE) * 6), ("en",), "ja"),
+    ("scripts that no one ends", f"<body><script>{GERMAN * 9}", ("en",), None),
     ("lone surrogates", page("\ud800" + GERMAN * 4), ("en",), "de"),
 ]
 

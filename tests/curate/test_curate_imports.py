@@ -124,7 +124,7 @@ def test_a_bomb_is_refused_in_bounded_memory(pack: Any, tmp_path: Path, monkeypa
     monkeypatch.setattr(imports_files, "MAX_RATIO", 100)
     path = tmp_path / "bomb.jsonl"
     path.write_bytes(pack(b"a" * (64 << 20)))
-    held = []
+    held: list[Any] = []
     with pytest.raises(FormatError, match="grows more than 100 times"):
         held.extend(jsonl_rows(str(path), 1 << 20))
     assert held == []

@@ -145,8 +145,8 @@ def test_children_by_value(tmp_path: Path) -> None:
         ("fw.fr", 5),
         ("year.2024", 8),
     ]
+    many = mixture({"fw": {"split_by": "id"}})
     with pytest.raises(UsageError, match="E102 source `fw`: split_by id gives"):
-        many = mixture({"fw": {"split_by": "id"}})
         memberships(many, table(MAX_CHILDREN + 1))
 
 

@@ -235,3 +235,17 @@ def test_order_does_not_depend_on_listing_or_on_parts(folder: Path, monkeypatch:
     assert order(spread, 3)["doc"].tolist() == want
     some, _ = spread.ahead(Cursor(3700), 250, 1 << 60)
     assert some["doc"].tolist() == want[700:950]  # resumes at any document
+
+
+def test_more_uses_than_the_provenance_can_say_are_refused(folder: Path) -> None:
+    from gristmill.core.errors import UsageError
+    from gristmill.mixes.assign import MOST_USES, _pieces
+
+    draws = draws_of(folder, records([8], [40]))
+    for epoch, fits in ((MOST_USES // 40 - 1, True), (MOST_USES // 40 + 1, False)):
+        [window] = pack(draws, Cursor(epoch * draws.total), 40, 8, "bfd", 512)
+        if fits:
+            assert _pieces(window, np.arange(40), 0)["epoch"].max() == epoch * 40 + 39
+        else:
+            with pytest.raises(UsageError, match="E104 a document would be used more than 32,767 times"):
+                _pieces(window, np.arange(40), 0)

@@ -287,7 +287,8 @@ def test_no_source_passes_its_limit(
     try:
         plan = make_plan(mix, stock(**dict(zip("abc", tokens, strict=True))), 300)
     except UsageError as error:
-        assert "E104" in error.message
+        if "E104" not in error.message:
+            raise
         return
     used: Counter[str] = Counter()
     for number, (phase, budget) in enumerate(zip(plan.phases, budgets, strict=False)):

@@ -121,6 +121,26 @@ def test_an_ablation_is_planned() -> None:
     assert "E102 no ablation named `other`" in str(wrong.exception)
 
 
+def test_a_recipe_builds_a_branch(tmp_path: Path) -> None:
+    from gristmill.pipelines.schema import load_recipe
+
+    (tmp_path / "mix.yaml").write_text(
+        "gristmill_mix: 1\nsources: {web: {}, math: {}}\nstages:\n"
+        "  - {name: main, tokens: 1M, seq_len: 128, global_batch: 4096, mix: {web: 1.0}}\n"
+        "ablations:\n  - {name: a, from: {stage: main, at: 500K}, tokens: 100K, base: 0.5, candidate: {math: 0.5}}\n"
+    )
+    (tmp_path / "r.yaml").write_text(
+        "gristmill: 1\ninput: {paths: [x.warc.gz]}\ncurate: {}\ntokenizer: {vocab_size: 512}\nmixture: mix.yaml\n"
+    )
+    whole = load_recipe(str(tmp_path / "r.yaml"))
+    branched = load_recipe(str(tmp_path / "r.yaml"), ["mixture.branch=a"])
+    assert whole.mixture is not None
+    assert branched.mixture is not None
+    assert [p.name for p in whole.mixture[0].stages] == ["main"]
+    assert [(p.name, p.until) for p in branched.mixture[0].stages] == [("main", 499_712), ("a", None)]
+    assert branched.mixture[1].mark(("stages", 1, "tokens")).line == 6
+
+
 def test_the_lock_is_written(tmp_path: Path) -> None:
     from gristmill.core.mixlock import read_lock
 

@@ -174,7 +174,9 @@ def test_every_key(tmp_path: Path) -> None:
         ("name: c", "name: b", "E107", "ablations[0].name", 10),
         ("en: 0.5, fw.de: 0.5}", "en: {tokens: 1M}, fw.de: rest}", "E105", "ablations[0].base", 10),
         ("tokens: 1M,", "tokens: 1M, tokens: 2M,", "E107", "ablations[0].tokens", 10),
-        ("on_short: rescale", "doc_mask: false", "Input", "defaults.doc_mask", 2),
+        ("on_short: rescale", "doc_mask: false", "E107", "defaults.doc_mask", 2),
+        ("{phase: stable}", "{phase: stable, peak: 2.0e-4}", "E110", "stages[0].lr", 7),
+        ("{phase: decay}", "{phase: rewarm_decay}", "E110", "stages[1].lr", 8),
     ],
 )
 def test_codes_of_the_other_keys(tmp_path: Path, old: str, new: str, code: str, path: str, line: int) -> None:
@@ -246,7 +248,7 @@ def test_a_tokenizer_is_named_by_digest(tmp_path: Path) -> None:
     assert mixture.tokenizer == digest
     check_tokenizer(mixture, digest)
     check_tokenizer(loaded(tmp_path, FULL), digest)
-    with pytest.raises(UsageError, match="E106 .* encoded with tokenizer 000"):
+    with pytest.raises(UsageError, match=r"E106 .* encoded with tokenizer 000"):
         check_tokenizer(mixture, "0" * 64)
     path = tmp_path / "mix.yaml"
     path.write_text(FULL + "tokenizer: nowhere/at-all\n")
@@ -276,6 +278,15 @@ def test_places_of_a_branch_are_those_of_its_ablation(tmp_path: Path) -> None:
     assert document.mark(("stages", 1, "mix", "fw.fr")).line == 10
     assert document.mark(("stages", 1, "tokens")).line == 10
     assert document.mark(("stages", 0, "tokens")).line == 7
+
+
+def test_the_guides_mixture_loads(tmp_path: Path) -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "mixtures.md").read_text()
+    text = guide.split("```yaml\n")[1].split("```")[0]
+    mixture = loaded(tmp_path, text)
+    assert branch(mixture, "more-math").stages[1].mix["math"] == pytest.approx(0.4 * 0.05 + 0.6)
+    for phase in mixture.stages:
+        assert phase.name in guide
 
 
 def test_json_schema_can_be_printed() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 def megatron(folder: Path) -> dict[str, Any]:
     """Per source its documents, as IndexedDataset gives them, and the type it found."""
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
+    from megatron.core.datasets.indexed_dataset import IndexedDataset  # type: ignore[import-not-found,unused-ignore]
 
     out = {}
     for path in sorted(folder.glob("*.idx")):
@@ -40,7 +40,7 @@ def write_megatron(folder: Path) -> dict[str, Any]:
             builder.add_item(torch.tensor(sequence, dtype=torch.int32))
         builder.end_document()
     builder.finalize(str(folder / "made.idx"))
-    return {"documents": [sum(s, []) for s in documents]}
+    return {"documents": [[i for s in d for i in s] for d in documents]}
 
 
 def datatrove(folder: Path, seq_len: int, token_size: int) -> list[dict[str, Any]]:

@@ -122,6 +122,7 @@ def test_imported_documents_are_found_and_traced(folder: Path) -> None:
     assert document["warc_name"] == "code/a.jsonl.zst"
     assert document["warc_file"] == str(folder / "a.jsonl.zst")
     assert document["warc_offset"] == 43  # line 43 of the file, from 0: a broken one stands before it
+    assert json.loads(gristmill("find", "--doc", "u42", "--root", root, "--json")) == found  # by its own id
     place = found["places"][0]
     traced = json.loads(gristmill("trace", "--row", f"{place['stage']}:{place['row']}", "--root", root, "--json"))
     assert document["id"] in [t["id"] for t in traced]

@@ -287,6 +287,25 @@ def test_the_store_is_the_same_with_any_backend(tmp_path: Path, monkeypatch: pyt
     assert all(f == found[0] for f in found)
 
 
+def test_a_backend_is_built_anew_after_so_many_bytes(stand_in: type[Exact], monkeypatch: pytest.MonkeyPatch) -> None:
+    """gigatoken holds every word it met; a worker that encodes for weeks must not."""
+    built: list[int] = []
+
+    class Counted(stand_in):  # type: ignore[misc, valid-type]
+        def __init__(self, parts: Any) -> None:
+            built.append(1)
+            super().__init__(parts)
+
+    encoder.BACKENDS["gigatoken"] = Counted
+    found = Encoder(codec())
+    list(found.tiers())
+    before = len(built)
+    monkeypatch.setattr(encoder, "RECYCLE_BYTES", 1_000)
+    for _ in range(10):
+        found.encode(*pack(["x" * 600]))
+    assert len(built) - before >= 5
+
+
 def test_backends_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wanted() == ["gigatoken", "tiktoken"]
     monkeypatch.setenv("GRISTMILL_ENCODERS", "tiktoken, tokenizers")
@@ -371,4 +390,7 @@ def test_kernels_compiled_and_plain_agree(texts: list[str], spaces: int, groups:
             other = ids.copy()
             other[0] = made.eos
             spells(other, ends, data, offsets, *table, good)
+            assert not good.all()
+            short = np.minimum(ends, len(ids) - 1)  # the last token is missing
+            spells(ids, short, data, offsets, *table, good)
             assert not good.all()

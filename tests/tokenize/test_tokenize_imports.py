@@ -33,12 +33,12 @@ def megatron(folder: Path, documents: list[list[int]] = DOCUMENTS, code: int = 8
     index = struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 1, code, len(documents), len(documents) + 1)
     index += lengths.tobytes() + pointers.tobytes() + np.arange(len(documents) + 1, dtype="<i8").tobytes()
     (folder / "s.idx").write_bytes(index)
-    (folder / "s.bin").write_bytes(np.array(sum(documents, []), dtype).tobytes())
+    (folder / "s.bin").write_bytes(np.array([i for d in documents for i in d], dtype).tobytes())
     return folder / "s.idx", folder / "s.bin"
 
 
 def datatrove(folder: Path, documents: list[list[int]] = DOCUMENTS, dtype: str = "<u2") -> tuple[Path, Path]:
-    (folder / "s.ds").write_bytes(np.array(sum(documents, []), dtype).tobytes())
+    (folder / "s.ds").write_bytes(np.array([i for d in documents for i in d], dtype).tobytes())
     np.cumsum([len(d) for d in documents]).astype("<u8").tofile(folder / "s.ds.index")
     return folder / "s.ds.index", folder / "s.ds"
 
@@ -88,15 +88,15 @@ def test_every_document_with_its_eos(
 
 def test_the_tokenizer_must_be_the_one_declared(tmp_path: Path) -> None:
     files = megatron(tmp_path)
-    with pytest.raises(UsageError, match="E106 imports.mine has ids of a vocabulary of 500"):
+    with pytest.raises(UsageError, match=r"E106 imports\.mine has ids of a vocabulary of 500"):
         imported(files, "megatron", vocab_size=500)
-    with pytest.raises(UsageError, match="E106 imports.mine has ids of tokenizer bbbb"):
+    with pytest.raises(UsageError, match=r"E106 imports\.mine has ids of tokenizer bbbb"):
         imported(files, "megatron", vocab_size=None, tokenizer_sha256="b" * 64)
     imported(files, "megatron", vocab_size=None, tokenizer_sha256="a" * 64)
     small = TokenizerFacts(399, FACTS.special_ids, FACTS.sha256)
     with pytest.raises(UsageError, match=r"E106 document 3 of .* has token id 399, the vocabulary has 399"):
         imported(files, "megatron", small, vocab_size=399)
-    with pytest.raises(UsageError, match="E106 .* no end-of-document"):
+    with pytest.raises(UsageError, match="no end-of-document"):
         imported(files, "megatron", TokenizerFacts(400, {"pad": 2}, "a" * 64))
     negative = megatron(tmp_path, [[3, -7]], code=4)
     with pytest.raises(UsageError, match="token id -7"):

@@ -173,9 +173,8 @@ def test_any_order_of_rows_and_files_gives_the_same_sample(tmp_path_factory, see
 
 
 def test_unimax_passes_small_groups_again_in_hash_order(tmp_path: Path) -> None:
-    rows: list[Row] = [(f"{i}", f"de {i:02}", "de") for i in range(10)] + [
-        (f"e{i}", f"en {i:06}", "en") for i in range(90)
-    ]
+    rows: list[Row] = [(f"{i}", f"de {i:02}", "de") for i in range(10)]
+    rows += [(f"e{i}", f"en {i:06}", "en") for i in range(90)]
     paths = write(tmp_path, rows, [30])
     sample = Sample.model_validate({"bytes": 1_000, "policy": "unimax", "max_epochs": 2.5})
     picked = pick(paths, sample, 3)

@@ -1,4 +1,6 @@
-"""What a mixture says of training its stages: weights of sources' losses, and how far a branch's parent stage is trained."""
+"""What a mixture says of training its stages: weights of sources' losses, how far a branch's parent stage is trained, and
+that a run goes on over an edit of a stage that it has not begun.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from gristmill.core.errors import UsageError  # noqa: E402
 from gristmill.core.tokshards import PackedDataset, write_manifest  # noqa: E402
 from gristmill.trainer import loop  # noqa: E402
 from gristmill.trainer.journal import read_journal  # noqa: E402
@@ -51,3 +54,33 @@ def test_a_stage_is_trained_up_to_its_place(toy: Any, run_maker: Any, tmp_path: 
     whole = losses(run_maker(max_steps=9), toy, tmp_path / "whole")
     assert records[:8] == whole[:8]
     assert records[8] != whole[8]  # a batch of the second phase
+
+
+def test_a_run_goes_on_over_a_later_edit(toy: Any, run_maker: Any, tmp_path: Path) -> None:
+    """By the chain: 30 steps of `main` on one dataset, then `anneal` of another; what it has begun may not change."""
+
+    def dataset(name: str, *links: str, lr: float) -> PackedDataset:
+        shutil.copytree(toy.folder, tmp_path / name)
+        phases = [
+            dataclasses.replace(p, chain=link, spec={"stage": {"name": p.name}, "link": link})
+            for p, link in zip(toy.manifest.phases, links, strict=True)
+        ]
+        phases[1] = dataclasses.replace(phases[1], lr={"phase": "decay", "to": lr})
+        write_manifest(tmp_path / name, dataclasses.replace(toy.manifest, phases=phases))
+        return PackedDataset(tmp_path / name)
+
+    first = dataset("first", "m1", "a1", lr=0.1)
+    out = tmp_path / "out"
+    out.mkdir()
+    loop.train(run_maker(max_steps=30), first, out)
+    said: list[str] = []
+    other = dataset("other", "m1", "a2", lr=0.5)
+    loop.train(run_maker(max_steps=35), other, out, say=said.append)
+    assert any("the stages trained so far are the same" in text for text in said)
+    records = read_journal(out / "metrics.jsonl")
+    assert [r["step"] for r in records] == list(range(1, 36))
+    assert records[34]["lr"] == pytest.approx(1e-2 * (0.5 + 0.5 * 0.6))  # 4 of 10 steps into a decay to one half
+    with pytest.raises(UsageError, match=r"E120 stage `main` is edited, and it is trained on: link m1 -> m2"):
+        loop.train(run_maker(max_steps=36), dataset("main", "m2", "a2", lr=0.5), out)
+    with pytest.raises(UsageError, match=r"E120 stage `anneal` is edited, and it is trained on: link a2 -> a1"):
+        loop.train(run_maker(max_steps=36), dataset("back", "m1", "a1", lr=0.5), out)
