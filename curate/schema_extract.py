@@ -36,7 +36,7 @@ class Extract(Settings):
     memory_mb: int = Field(3000, ge=512, strict=True)
     """Address space of one extraction process (MiB)."""
     recycle_pages: int = Field(2000, ge=1, strict=True)
-    """An extraction process is replaced after this many pages (trafilatura leaks)."""
+    """An extraction process is replaced after this many pages, of however many files (trafilatura leaks)."""
 
     @model_validator(mode="after")
     def _mode_is_of_the_engine(self) -> Extract:

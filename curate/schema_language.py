@@ -72,8 +72,8 @@ class Reading(Settings):
 class Gate(Settings):
     """Pages that are surely in no wanted language are dropped as `language.gate` before the extraction engine is called.
 
-    Judged by the text of the page's paragraphs, and of its whole body before a drop. It saves a third of the CPU with
-    trafilatura where half of the pages are wanted; with resiliparse it pays where few are (1.12 times at one in six).
+    Judged by the text of the page's paragraphs, and of its whole body before a drop. It costs some 0.4 ms a page, a tenth of
+    the fast engines' time, and saves what extraction of the refused pages would take.
     """
 
     min_chars: Positive = 100

@@ -8,7 +8,7 @@ One shard is in memory at a time; what must be compared across shards is spilled
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def check(folder: str | Path, root: str | Path | None = None, digests: bool = Tr
     heldout = _heldout(dataset.folder)
     report.counts["heldout_documents"] = len(heldout)
     locked = {p["name"]: p for p in lock.get("phases", []) if isinstance(p, dict) and "name" in p}
-    with Repeats(dataset, _draws(lock)) as repeats:
+    with Repeats(dataset) as repeats:
         for phase in dataset.manifest.phases:
             _phase(dataset, phase, locked.get(phase.name), heldout, forbidden, repeats, report)
         for where, what in repeats.found():
@@ -169,20 +169,6 @@ def _clusters(docs: Path) -> pa.ChunkedArray:
     """A document's cluster, its own id where it has none."""
     table = pq.read_table(docs, columns=["id", "dup_cluster"])
     return pc.coalesce(table["dup_cluster"], table["id"])
-
-
-def _draws(lock: Mapping[str, Any]) -> Callable[[str], int]:
-    """How often a source may draw a document in one epoch: the largest weight of its `rehydrate`, 1 without."""
-    sources = (lock.get("mixture") or {}).get("sources") or {}
-
-    def of(name: str) -> int:
-        spec = sources.get(name) or next(
-            (s for n, s in sources.items() if name.startswith(f"{n}.") and (s or {}).get("split_by")), None
-        )
-        weights = (spec or {}).get("rehydrate") or {}
-        return max([1, *map(int, weights.values())])
-
-    return of
 
 
 def _phase(

@@ -1,14 +1,15 @@
 """Find tokens that one epoch of a source holds twice, over all shards and phases, in bounded memory.
 
 Pieces are written to buckets by the leading bits of their document's id, then each bucket is sorted: of one document in
-one epoch of a source no stretch may overlap another, or as many as the source draws a document in an epoch.
+one epoch of a source no stretch may overlap another. `epoch` counts a document's uses: one of weight w has w in each
+epoch of its source, each with a number of its own.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -37,13 +38,9 @@ RECORD = np.dtype(
 
 
 class Repeats:
-    """Collects the pieces of a dataset. Use as a context manager: beyond one bucket they lie in a temporary folder.
+    """Collects the pieces of a dataset. Use as a context manager: beyond one bucket they lie in a temporary folder."""
 
-    `draws`: source -> times that a document may be drawn in one epoch.
-    """
-
-    def __init__(self, dataset: PackedDataset, draws: Callable[[str], int]) -> None:
-        self._draws = draws
+    def __init__(self, dataset: PackedDataset) -> None:
         self._sources: dict[str, int] = {}
         self._phases: list[str] = []
         pieces = 0
@@ -95,21 +92,21 @@ class Repeats:
                 out[order[cuts[i] : cuts[i + 1]]].tofile(file)
 
     def found(self) -> Iterator[tuple[str, str]]:
-        """(PHASE:ROW, what) of stretches that are there too often: the first of each bucket, at most SHOWN in all."""
+        """(PHASE:ROW, what) of stretches that are there a second time, at most SHOWN."""
         shown = 0
         for pieces in self._each():
-            for at, times in self._repeats(pieces):
+            for at in repeats(pieces)[: SHOWN - shown].tolist():
                 source = list(self._sources)[int(pieces["draw"][at]) >> 16]
                 document = f"{int(pieces['high'][at]):016x}{int(pieces['low'][at]):016x}"
                 where = f"{self._phases[pieces['phase'][at]]}:{int(pieces['row'][at])}"
+                epoch = int(pieces["draw"][at]) & 0xFFFF
                 yield (
                     where,
-                    f"tokens {int(pieces['start'][at])}.. of {document} are here more than {times} times in epoch "
-                    f"{int(pieces['draw'][at]) & 0xFFFF} of {source}",
+                    f"tokens {int(pieces['start'][at])}.. of {document} are in epoch {epoch} of {source} already",
                 )
                 shown += 1
-                if shown == SHOWN:
-                    return
+            if shown == SHOWN:
+                return
 
     def _each(self) -> Iterator[np.ndarray]:
         if self._folder is None:
@@ -118,20 +115,12 @@ class Repeats:
         for path in sorted(self._folder.iterdir()):
             yield np.fromfile(path, RECORD)
 
-    def _repeats(self, pieces: np.ndarray) -> Iterator[tuple[int, int]]:
-        """(piece, allowed times): the i-th start of a draw is one too many if the (i - allowed)-th end lies behind it."""
-        if not len(pieces):
-            return
-        keys = (pieces["draw"], pieces["low"], pieces["high"])
-        by_start = np.lexsort((pieces["row"], pieces["phase"], pieces["start"], *keys))
-        by_end = np.lexsort((pieces["end"], *keys))
-        ordered = pieces[by_start]
-        same = (np.diff(ordered["high"]) == 0) & (np.diff(ordered["low"]) == 0) & (np.diff(ordered["draw"]) == 0)
-        new = np.concatenate([[True], ~same])
-        group = np.flatnonzero(new)[np.cumsum(new) - 1]  # index of the first piece of the same draw
-        allowed = np.array([self._draws(name) for name in self._sources] or [1], np.int64)
-        times = allowed[ordered["draw"] >> 16]
-        behind = np.arange(len(ordered)) - times
-        bad = (behind >= group) & (pieces["end"][by_end][np.maximum(behind, 0)] > ordered["start"])
-        for at in np.flatnonzero(bad)[:SHOWN].tolist():
-            yield int(by_start[at]), int(times[at])
+
+def repeats(pieces: np.ndarray) -> np.ndarray:
+    """Indices of the pieces (RECORD) that begin before an earlier one of the same document, source and epoch has ended."""
+    order = np.lexsort((pieces["row"], pieces["phase"], pieces["start"], pieces["draw"], pieces["low"], pieces["high"]))
+    ordered = pieces[order]
+    same = np.ones(max(len(ordered) - 1, 0), bool)
+    for name in ("high", "low", "draw"):
+        same &= ordered[name][1:] == ordered[name][:-1]
+    return np.asarray(order[1:][same & (ordered["start"][1:] < ordered["end"][:-1])])

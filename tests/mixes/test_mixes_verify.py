@@ -12,7 +12,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mix_line import MIXTURE, damage, folder_of, line
+from mix_line import MIXTURE, WARM, damage, folder_of, line
 
 from gristmill.core.hashing import sha256_file
 from gristmill.core.tokshards import PROVENANCE_SCHEMA, PackedDataset
@@ -136,13 +136,17 @@ def test_a_row_twice_in_an_epoch_across_phases(copied: tuple[Path, Path], monkey
     assert "twice" not in codes(folder, root)
 
 
-def test_a_document_may_be_drawn_as_often_as_the_lock_says() -> None:
-    records = np.zeros(4, verify_repeats.RECORD)
-    records["start"], records["end"] = [0, 0, 5, 5], [5, 5, 9, 9]
-    for times, want in ((1, 2), (2, 0), (3, 0)):
-        repeats = verify_repeats.Repeats.__new__(verify_repeats.Repeats)
-        repeats._draws, repeats._sources = {"web": times}.__getitem__, {"web": 0}
-        assert len(list(repeats._repeats(records))) == want
+def test_stretches_that_overlap() -> None:
+    """Cut at other places, equal, inside one another; another epoch, source or document is none of their business."""
+    made = np.zeros(8, verify_repeats.RECORD)
+    made["start"] = [0, 5, 4, 0, 0, 0, 5, 9]
+    made["end"] = [5, 9, 6, 9, 9, 9, 9, 12]
+    made["draw"] = [0, 0, 0, 1, 1 << 16, 2, 2, 2]
+    made["low"] = [0, 0, 0, 0, 0, 1, 0, 0]
+    assert sorted(verify_repeats.repeats(made).tolist()) == [1, 2]
+    assert verify_repeats.repeats(made[[0, 1, 3, 4, 5, 6, 7]]).tolist() == []
+    assert len(verify_repeats.repeats(np.concatenate([made[:1]] * 3))) == 2
+    assert verify_repeats.repeats(made[:0]).tolist() == []
 
 
 def test_proportions_at_every_prefix(tmp_path: Path) -> None:
@@ -207,3 +211,15 @@ def test_other_faults_have_their_codes(copied: tuple[Path, Path]) -> None:
     assert codes(folder, root)["vocabulary"] == "anneal/00000.bin"
     damage(folder, "tokenizer.json", lambda b: b + b" ")
     assert codes(folder, root)["manifest.tokenizer"] == "tokenizer.json"
+
+
+def test_weights_of_documents_are_no_repeats(tmp_path: Path) -> None:
+    """Documents drawn twice in an epoch, as `rehydrate` says, by a source and by the child of one: sound in verify's eyes."""
+    sources = {
+        "english": {"filter": "language == 'en'", "rehydrate": {"1": 2}},
+        "other": {"filter": "language != 'en'", "split_by": "language", "rehydrate": {"1": 3}},
+    }
+    stage = {**WARM, "mix": {"english": {"epochs": 1.4}, "other.de": {"epochs": 1.5}}}
+    mixture = {**MIXTURE, "sources": sources, "stages": [stage]}
+    folder = folder_of(line(tmp_path, mixture))
+    assert codes(folder, tmp_path, digests=True) == {}
