@@ -67,6 +67,6 @@ def links(mixture: Mixture, tokenizer_sha256: str, contents: Mapping[str, str], 
     return out
 
 
-def content_of(stores: Sequence[str]) -> str:
-    """A source's digest: of the document tables (sha256) of all stores in which it has documents."""
+def content_of(stores: Sequence[tuple[str, str]]) -> str:
+    """A source's digest: (sha256 of docs.parquet, of tokens.bin) of all stores in which it has documents."""
     return digest(sorted(stores))

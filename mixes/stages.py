@@ -47,10 +47,10 @@ class MixturePlan(Stage):
     upstream: tuple[str, ...] = ("tokens", "tokenizer")
 
     def tasks(self, inputs: Mapping[str, Sequence[Receipt]]) -> list[Task]:
-        tokenizer, docs = named(inputs["tokenizer"], TOKENIZER), stores_of(inputs, DOCS)
-        if not tokenizer or not docs:
+        tokenizer, stores = named(inputs["tokenizer"], TOKENIZER), stores_of(inputs, DOCS, TOKENS)
+        if not tokenizer or not stores:
             return []
-        wanted = {"tokens": tuple(d for (d,) in docs), "tokenizer": tokenizer[:1]}
+        wanted = {"tokens": tuple(s for store in stores for s in store), "tokenizer": tokenizer[:1]}
         return [Task(self.name, self.version, "all", 0, self.config, dict(self.uses()), wanted)]
 
     def run(self, task: Task, out: Outbox) -> Counters:
@@ -76,7 +76,8 @@ class MixturePlan(Stage):
         shuffle = str(self.config.get("shuffle", "auto"))
         facts = packing_facts(verify(task.shard("tokenizer", TOKENIZER)))
         check_tokenizer(mixture, facts.sha256)
-        docs = task.inputs["tokens"]
+        docs = [s for s in task.inputs["tokens"] if s.name == DOCS]
+        tokens = [s for s in task.inputs["tokens"] if s.name == TOKENS]  # never read here, but in the hash chain
         digests = [s.sha256 for s in docs]
         folder = out.path(LOCK).parent / "spill"  # goes with the attempt's other temporary files, killed or not
         with Buckets(folder / "documents", DOCUMENT) as spool:
@@ -103,7 +104,9 @@ class MixturePlan(Stage):
                 notes["pieces"] += assigned.pieces
                 notes["tokens"] += sum(assigned.tokens.values())
                 notes["truncated_tokens"] += sum(assigned.truncated.values())
-        contents = {name: content_of([digests[i] for i in at]) for name, at in found.of_stores.items()}
+        contents = {
+            name: content_of([(digests[i], tokens[i].sha256) for i in at]) for name, at in found.of_stores.items()
+        }
         for locked, link in zip(phases, links(mixture, facts.sha256, contents, self.version), strict=True):
             locked |= {"chain": link.sha256, "spec": link.spec}
         stores = [

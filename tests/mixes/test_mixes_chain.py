@@ -11,11 +11,11 @@ from typing import Any
 import orjson
 import pytest
 from click.testing import CliRunner
-from mix_line import MIXTURE, folder_of, line
+from mix_line import MIXTURE, FakeTokens, folder_of, line
 
 from gristmill.core.errors import UsageError
 from gristmill.core.manifest import write_manifest
-from gristmill.core.stage import Receipt
+from gristmill.core.stage import Counters, Outbox, Receipt, Task
 from gristmill.core.tokshards import PackedDataset
 from gristmill.mixes.chain import links
 from gristmill.mixes.schema import Mixture
@@ -114,6 +114,26 @@ def test_a_later_edit_leaves_shards_tasks_and_cursors(world: Any) -> None:
     assert cursors[0] == cursors[1]
     assert locks[0]["phases"][0]["chain"] == one.manifest.phases[0].chain
     assert world["earlier"][2].manifest.phases[0].chain != one.manifest.phases[0].chain
+
+
+def test_other_tokens_behind_the_same_documents_make_another_chain(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = FakeTokens.run
+
+    def edited_text(self: FakeTokens, task: Task, out: Outbox) -> Counters:
+        counters = plain(self, task, out)
+        path = out.path("tokens.bin")
+        data = bytearray(path.read_bytes())
+        data[0] ^= 1
+        path.write_bytes(data)
+        return counters
+
+    monkeypatch.setattr(FakeTokens, "run", edited_text)
+    found = PackedDataset(folder_of(line(tmp_path, edited(), shard_bytes=700))).manifest
+    base = world["base"][2].manifest
+    assert [s["sha256"] for s in found.stores] == [s["sha256"] for s in base.stores]
+    assert [p.chain == q.chain for p, q in zip(found.phases, base.phases, strict=True)] == [False, False]
 
 
 def state_of(dataset: PackedDataset, step: int, run: TrainRun) -> dict[str, Any]:
