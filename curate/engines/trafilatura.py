@@ -50,4 +50,6 @@ def extract(html: str, *, tables: bool, comments: bool, favor: Favor, mode: Mode
 def _quiet() -> None:
     """trafilatura logs every page without text as a warning: that is a counted drop here."""
     for name in ("trafilatura", "courlan", "htmldate"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        logger = logging.getLogger(name)
+        if logger.level != logging.CRITICAL:  # setting it empties the caches of all loggers
+            logger.setLevel(logging.CRITICAL)
