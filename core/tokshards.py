@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -32,6 +33,8 @@ from gristmill.core.shardtable import PackedShard as PackedShard
 from gristmill.core.shardtable import ShardTable
 
 PACKED_FORMAT = "gristmill-packed-1"
+PHASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""A phase is a folder of the dataset, and of what is exported from it."""
 
 TOKEN_DOC_SCHEMA = pa.schema(
     [
@@ -137,6 +140,8 @@ def _plain(manifest: PackedManifest) -> dict[str, Any]:
 
 
 def _shards(entries: Sequence[dict[str, Any]]) -> Sequence[PackedShard]:
+    if any(type(entry["rows"]) is not int or entry["rows"] < 0 for entry in entries):
+        raise TypeError("a shard without a number of rows")
     try:
         return ShardTable(entries)
     except ValueError:  # digests that are none: `mix verify` and the loader say so
@@ -180,9 +185,25 @@ def _parsed(path: Path) -> PackedManifest:
         raise FormatError(f"{path} has format {data.get('format')!r}, this version reads {PACKED_FORMAT!r}")
     try:
         phases = [PackedPhase(**{**p, "shards": _shards(p["shards"])}) for p in data["phases"]]
-        return PackedManifest(**{**data, "phases": phases})
-    except (TypeError, KeyError) as error:
+        return _checked(PackedManifest(**{**data, "phases": phases}))
+    except (TypeError, KeyError, ValueError) as error:
         raise FormatError(f"{path} is damaged: {error}") from error
+
+
+def _checked(manifest: PackedManifest) -> PackedManifest:
+    """Raises ValueError on numbers that nothing can be divided by, and on phases whose names are no folder names."""
+    names = [phase.name for phase in manifest.phases]
+    for phase in manifest.phases:
+        if not isinstance(phase.name, str) or not PHASE_NAME.fullmatch(phase.name):
+            raise ValueError(f"{str(phase.name)[:80]!r} is no phase's name")
+        least = {"seq_len": 1, "rows": 0, "batch_rows": 1, "rows_per_shard": 1}
+        for key, low in least.items():
+            value = getattr(phase, key)
+            if type(value) is not int or not low <= value < 1 << 62:
+                raise ValueError(f"phase {phase.name}: {key} is {str(value)[:80]}")
+    if len(set(names)) < len(names):
+        raise ValueError("two phases have one name")
+    return manifest
 
 
 def write_rows(base: Path, rows: np.ndarray, starts: list[np.ndarray], provenance: pa.Table) -> None:

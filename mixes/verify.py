@@ -1,6 +1,6 @@
 """Check a packed dataset folder against itself and, with a root, against its token stores: every fault with its code.
 
-Codes: `manifest.lock`, `manifest.tokenizer`, `hash`, `missing`; `rows` (counts), `pieces` (tokens, boundaries and provenance
+Codes: `manifest.lock`, `manifest.tokenizer`, `manifest.field`, `hash`, `missing`; `rows` (counts), `pieces` (tokens, boundaries and provenance
 disagree), `vocabulary`, `padding`; `share`, `prefix`, `mixed_row`; `heldout.id`, `heldout.cluster`, `twice`, `store`.
 One shard is in memory at a time; what must be compared across shards is spilled (verify_repeats.py).
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,19 @@ import pyarrow.parquet as pq
 
 from gristmill.core.errors import FormatError
 from gristmill.core.hashing import sha256_file
-from gristmill.core.tokshards import PackedDataset, PackedPhase, ShardReader
+from gristmill.core.tokshards import PackedDataset, PackedManifest, PackedPhase, ShardReader
 from gristmill.mixes.verify_prefix import Prefix
 from gristmill.mixes.verify_repeats import Repeats
 
 VERIFY_FORMAT = "gristmill-verify-1"
+
+OPTIONAL = ("until_rows", "loss_weights", "chain", "spec")
+ABSENT = {
+    f.name: f.default_factory() if f.default_factory is not MISSING else f.default
+    for f in fields(PackedPhase)
+    if f.name in OPTIONAL
+}
+"""What the manifest has where the lock leaves a field out."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,26 @@ def _identity(dataset: PackedDataset, report: Report) -> dict[str, Any]:
         lock = orjson.loads((dataset.folder / "mix.lock.json").read_bytes())
     except (OSError, ValueError):
         return {}
-    return lock if isinstance(lock, dict) else {}
+    if not isinstance(lock, dict):
+        return {}
+    for where, key in _edited(dataset.manifest, lock):
+        report.add("manifest.field", where, f"{key} is not what the lock says")
+    return lock
+
+
+def _edited(manifest: PackedManifest, lock: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(where, field) of what manifest.json has from the lock and says otherwise."""
+    for key in ("dtype", "vocab_size", "special_ids", "tokenizer_sha256", "seed"):
+        if getattr(manifest, key) != lock.get(key):
+            yield "manifest.json", key
+    locked = [p for p in lock.get("phases", []) if isinstance(p, dict)]
+    if [p.get("name") for p in locked] != [phase.name for phase in manifest.phases]:
+        yield "manifest.json", "the list of phases"
+        return
+    for phase, said in zip(manifest.phases, locked, strict=True):
+        for key in ("seq_len", "rows", "batch_rows", "rows_per_shard", "lr", "shares", *OPTIONAL):
+            if getattr(phase, key) != said.get(key, ABSENT.get(key)):
+                yield phase.name, key
 
 
 def _hashes(dataset: PackedDataset, report: Report) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from mix_line import MIXTURE, WARM, damage, folder_of, line
 
+from gristmill.core.errors import FormatError
 from gristmill.core.hashing import sha256_file
 from gristmill.core.tokshards import PROVENANCE_SCHEMA, PackedDataset
 from gristmill.mixes import verify_repeats
@@ -223,3 +224,51 @@ def test_weights_of_documents_are_no_repeats(tmp_path: Path) -> None:
     mixture = {**MIXTURE, "sources": sources, "stages": [stage]}
     folder = folder_of(line(tmp_path, mixture))
     assert codes(folder, tmp_path, digests=True) == {}
+
+
+def edited(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    data = orjson.loads((folder / "manifest.json").read_bytes())
+    change(data)
+    damage(folder, "manifest.json", lambda _: orjson.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value"),
+    [
+        ("warm", "lr", {"phase": "full"}),
+        ("warm", "loss_weights", {"english": 100}),
+        ("warm", "chain", "0" * 64),
+        ("warm", "spec", {"seed": 1}),
+        ("warm", "until_rows", 4),
+        ("warm", "batch_rows", 2),
+        ("manifest.json", "seed", 99),
+        ("manifest.json", "special_ids", {"pad": 3, "eos": 1}),
+    ],
+)
+def test_a_field_that_is_not_the_locks(copied: tuple[Path, Path], where: str, key: str, value: object) -> None:
+    folder = copied[1]
+    edited(folder, lambda m: (m if where == "manifest.json" else m["phases"][0]).update({key: value}))
+    assert ("manifest.field", where) in {(p.code, p.where) for p in check(folder, digests=False).problems}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../../x"},
+        {"name": "/tmp/x"},
+        {"name": ""},
+        {"name": "anneal"},
+        {"rows": "x"},
+        {"rows": -1},
+        {"batch_rows": 0},
+        {"rows_per_shard": 0},
+        {"seq_len": True},
+        {"shards": [{"file": "warm/00000.bin", "rows": -4, "sha256": {}}]},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_cannot_be_read_is_refused_by_name(copied: tuple[Path, Path], change: dict[str, Any]) -> None:
+    folder = copied[1]
+    edited(folder, lambda m: m["phases"][0].update(change))
+    with pytest.raises(FormatError, match="is damaged"):
+        check(folder, digests=False)
