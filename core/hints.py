@@ -102,7 +102,9 @@ def _bounds(info: FieldInfo | None) -> dict[str, Any]:
 
 
 def _example(info: FieldInfo | None) -> str:
-    """A value of the field's type, for a hint."""
+    """A value for a hint: the field's own example, else one of its type."""
+    if info is not None and info.examples:
+        return str(info.examples[0])
     annotation: Any = info.annotation if info is not None else None
     if get_origin(annotation) is Literal:
         return str(get_args(annotation)[0])

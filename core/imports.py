@@ -34,7 +34,8 @@ class Import(Settings):
     megatron: str | None = None
     """A glob of Megatron's .idx files; their .bin lie beside them."""
     datatrove: str | None = None
-    """A glob of datatrove's or nanotron's .ds files; their .ds.index lie beside them."""
+    """A glob of .ds files of datatrove's DocumentTokenizer, which nanotron reads; their .ds.index lie beside them. Packed
+    rows of `mix export datatrove` are no documents and are refused."""
     columns: dict[str, str] = {}
     """Target column: the file's column, dotted where it is nested (`url: meta.url`). `text` is `text` where it is not named.
     Targets are text, id, url, date, language, quality, dup_cluster, dup_count, or any name of your own."""

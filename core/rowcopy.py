@@ -23,9 +23,9 @@ class RowCopier:
     """Reads rows of any phase, in any order. For one thread. Close it, or use it in a `with`."""
 
     def __init__(self, dataset: PackedDataset) -> None:
+        self._files: OrderedDict[tuple[str, int], int] = OrderedDict()
         self.dataset = dataset
         self.dtype = np.dtype(dataset.manifest.dtype)
-        self._files: OrderedDict[tuple[str, int], int] = OrderedDict()
         self._phases = {phase.name: phase for phase in dataset.manifest.phases}
 
     def rows_into(self, phase: str, rows: np.ndarray | Sequence[int], buffer: np.ndarray) -> np.ndarray:

@@ -139,9 +139,16 @@ def _plain(manifest: PackedManifest) -> dict[str, Any]:
     return data
 
 
+def _leaves(path: object) -> bool:
+    """Whether a file's name in the manifest is no place below a folder."""
+    return not isinstance(path, str) or path.startswith("/") or ".." in path.split("/")
+
+
 def _shards(entries: Sequence[dict[str, Any]]) -> Sequence[PackedShard]:
     if any(type(entry["rows"]) is not int or entry["rows"] < 0 for entry in entries):
         raise TypeError("a shard without a number of rows")
+    if any(_leaves(entry["file"]) for entry in entries):
+        raise TypeError("a shard outside the dataset folder")
     try:
         return ShardTable(entries)
     except ValueError:  # digests that are none: `mix verify` and the loader say so
@@ -201,6 +208,8 @@ def _checked(manifest: PackedManifest) -> PackedManifest:
             value = getattr(phase, key)
             if type(value) is not int or not low <= value < 1 << 62:
                 raise ValueError(f"phase {phase.name}: {key} is {str(value)[:80]}")
+    if any(_leaves(store["path"]) for store in manifest.stores):
+        raise ValueError("a token store outside the root")
     if len(set(names)) < len(names):
         raise ValueError("two phases have one name")
     return manifest

@@ -50,6 +50,16 @@ class Document:
     """A syntax fault kept some lines from being read: what seems to be missing may be there."""
     broken: bool = False
     """There was a syntax fault, mended or not."""
+    aliases: dict[Loc, Loc] = field(default_factory=dict)
+    """{path of the data in use: path in the file} where the two differ; what is below moves along."""
+
+    def path(self, loc: Sequence[str | int]) -> str:
+        """The path in the file, as messages name it."""
+        path = tuple(loc)
+        for n in range(len(path), 0, -1):
+            if path[:n] in self.aliases:
+                return dotted((*self.aliases[path[:n]], *path[n:]))
+        return dotted(path)
 
     def mark(self, loc: Sequence[str | int], key: bool = False) -> Mark:
         """The mark of a path, or of its nearest parent that has one."""
@@ -66,7 +76,7 @@ class Document:
         mark = self.mark(loc, key)
         own = mark.file == self.name and 0 < mark.line <= len(self.lines)
         source = self.lines[mark.line - 1] if own else None
-        return Problem(mark.file, mark.line, mark.column, dotted(loc), message, hint, source)
+        return Problem(mark.file, mark.line, mark.column, self.path(loc), message, hint, source)
 
 
 def dotted(loc: Sequence[str | int]) -> str:

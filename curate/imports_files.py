@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import orjson
@@ -14,10 +15,12 @@ from gristmill.core.errors import FormatError, InputError, UsageError
 
 CHUNK = 1 << 20
 SLICE = 4096
-"""Bytes of a zstd file unpacked at once."""
+"""Bytes of a zstd file, or of a damaged stretch of a gzip file, unpacked at once."""
 MAX_RATIO = 1000
 """Bytes that one compressed byte may become, once FREE_BYTES are out: text comes to 20, a bomb to 1,000 and more."""
 FREE_BYTES = 64 << 20
+PARQUET_ROWS = 16
+"""Rows of a Parquet file made objects at once: one short value of a dictionary can stand for a long text in every row."""
 MAX_WINDOW = 1 << 27
 """zstd frames that want more than 128 MiB of memory are refused (`zstd --long=27` writes those)."""
 
@@ -87,14 +90,30 @@ def _gunzip(file: BinaryIO) -> Iterator[bytes | None]:
             if not pending:
                 continue
             unpack = zlib.decompressobj(31)
+        before = unpack.copy()  # some 50 KB
         try:
             part = unpack.decompress(pending, CHUNK)
         except zlib.error:
+            yield from _before_fault(before, pending)
             yield None
             return
         pending = unpack.unused_data if unpack.eof else unpack.unconsumed_tail
         if part:
             yield part
+
+
+def _before_fault(unpack: zlib._Decompress, data: bytes) -> Iterator[bytes]:
+    """What `data` gives before the byte that zlib refuses: a call that fails gives nothing of what it had unpacked."""
+    for size in (SLICE, 1):
+        for at in range(0, len(data), size):
+            before = unpack.copy()
+            try:
+                part = unpack.decompress(data[at : at + size])  # 4 MiB at most: deflate's ratio is 1,032
+            except zlib.error:
+                unpack, data = before, data[at : at + size]
+                break
+            if part:
+                yield part
 
 
 def _unzstd(file: BinaryIO) -> Iterator[bytes | None]:
@@ -185,13 +204,50 @@ def _type_at(schema: pa.Schema, place: str) -> pa.DataType | None:
     return kind
 
 
+def no_column(path: str, place: str, known: Sequence[str]) -> InputError:
+    """The error of a file without a mapped column. `known`: those that it has, nested ones dotted."""
+    near = difflib.get_close_matches(place, known, 1, 0.6)
+    return InputError(
+        f"{path} has no column `{place}`; has {', '.join(f'`{name}`' for name in known[:40]) or 'none'}",
+        hint=f"did you mean `{near[0]}`?" if near else "`columns` of the import names the file's columns",
+    )
+
+
+def _places(fields: Iterable[pa.Field], prefix: str = "") -> list[str]:
+    """Columns, and the fields of structs, dotted."""
+    out: list[str] = []
+    for field in fields:
+        nested = pa.types.is_struct(field.type)
+        out += _places(field.type, f"{prefix}{field.name}.") if nested else [f"{prefix}{field.name}"]
+    return out
+
+
+def _bounded(file: pq.ParquetFile, path: str) -> None:
+    """Raises FormatError where a column says that it grows more than MAX_RATIO times; a lie about it is Arrow's to find."""
+    for i in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(i)
+        for j in range(group.num_columns):
+            chunk = group.column(j)
+            if chunk.total_uncompressed_size > max(FREE_BYTES, MAX_RATIO * chunk.total_compressed_size):
+                raise FormatError(
+                    f"{path} grows more than {MAX_RATIO} times when unpacked", hint="write it uncompressed"
+                )
+
+
 def parquet_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
-    """The rows of a Parquet file, of the columns that are asked for. Raises FormatError on a damaged one."""
+    """The rows of a Parquet file, of the columns that are asked for.
+
+    Raises InputError when the file lacks one of them, FormatError on a damaged file.
+    """
     file = _opened(path)
     names = file.schema_arrow.names
+    for place in columns:
+        if _type_at(file.schema_arrow, place) is None:
+            raise no_column(path, place, _places(file.schema_arrow))
     wanted = sorted({c if c in names else c.split(".")[0] for c in columns} & set(names))
+    _bounded(file, path)
     try:
-        for batch in file.iter_batches(batch_size=256, columns=wanted):
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=wanted):
             for row in batch.to_pylist() if wanted else [{}] * len(batch):
                 yield row, None
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:

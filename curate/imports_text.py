@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from gristmill.core.document import CURATED_SCHEMA, DROP_SCHEMA
 from gristmill.core.imports import KNOWN_COLUMNS
+from gristmill.core.printable import printable
 from gristmill.core.stage import Counters, Outbox, Receipt, Stage, Task
 
 MAX_CHARS = 20_000_000
@@ -33,6 +34,7 @@ class ImportsText(Stage):
     """
 
     name: ClassVar[str] = "imports.text"
+    version: ClassVar[int] = 2
     upstream: tuple[str, ...] = ("imports",)
 
     def tasks(self, inputs: Mapping[str, Sequence[Receipt]]) -> list[Task]:
@@ -121,9 +123,11 @@ class _Reader:
         return {n: {**constant, **found}[n] for n in self.spec.extra}
 
     def rows(self) -> Iterator[tuple[dict[str, Any], Fault | None]]:
+        """Raises InputError at the end of a JSONL file in which no object has the text's key: a typo, no lack of texts."""
         from gristmill.core.hashing import document_id
-        from gristmill.curate.imports_files import jsonl_rows, parquet_rows
+        from gristmill.curate.imports_files import jsonl_rows, no_column, parquet_rows
 
+        keyed, keys = False, list[str]()  # whether any object has the text's key; else the keys of the first
         if self.spec.format == "parquet":
             source = parquet_rows(self.path, list(self.columns.values()))
         else:
@@ -137,11 +141,15 @@ class _Reader:
                 "warc_inner": 0,
             }
             if fault is None:
+                keyed = keyed or _at(data, self.columns["text"], _MISSING) is not _MISSING
+                keys = keys or _keys(data)
                 try:
                     fault = self._fill(row, data)
                 except (TypeError, ValueError, OverflowError):
                     fault = ("import.bad_column", None, None)
             yield row, fault
+        if keys and not keyed:
+            raise no_column(self.path, self.columns["text"], keys)
 
     def _fill(self, row: dict[str, Any], data: Mapping[str, Any]) -> Fault | None:
         """Set a document's columns. Raises TypeError or ValueError when a value does not fit its column."""
@@ -172,15 +180,24 @@ def _kind(value: Any) -> str:
     return next((kind for t, kind in kinds if isinstance(value, t)), "string")
 
 
-def _at(data: Mapping[str, Any], path: str) -> Any:
-    """A column, by its whole name or else along the dots; None where there is none."""
+_MISSING = object()
+
+
+def _keys(data: Mapping[str, Any]) -> list[str]:
+    """An object's keys, those of objects in it dotted; printable and short, for a message."""
+    nested = ([f"{k}.{n}" for n in v] if isinstance(v, Mapping) and v else [k] for k, v in data.items())
+    return [printable(name[:80]) for names in nested for name in names][:40]
+
+
+def _at(data: Mapping[str, Any], path: str, default: Any = None) -> Any:
+    """A column, by its whole name or else along the dots; `default` where there is none."""
     if path in data:
         return data[path]
     value: Any = data
     for part in path.split("."):
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(part)
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = value[part]
     return value
 
 
@@ -193,6 +210,8 @@ def _cast(value: Any, kind: str) -> Any:
     if kind == "string":
         if isinstance(value, str):
             return value
+        if isinstance(value, float) and abs(value) >= 2**63:  # a whole number beyond 64 bits, rounded by the parser
+            raise ValueError("a number that is not kept to the last digit")
         if isinstance(value, bool | int | float):
             return orjson.dumps(value).decode()
     elif kind == "bool" and isinstance(value, bool):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gristmill.core.errors import ConfigError, UsageError
 from gristmill.core.hashing import sha256_file
 from gristmill.core.places import find_yaml
-from gristmill.core.settings import Document, load
+from gristmill.core.settings import Document, Loc, load
 from gristmill.mixes.branching import resolved
 from gristmill.mixes.schema import Mixture
 
@@ -41,12 +41,15 @@ def load_mixture(path_or_name: str, overrides: Sequence[str] = ()) -> tuple[Mixt
 def settled(mixture: Mixture, beside: Path, document: Document) -> Mixture:
     """A loaded mixture with its `branch` followed and its tokenizer named by digest, where the file is there.
 
-    The document's places are those of the branch then.
+    The document's places, and the paths it names, are those of the ablation then.
     """
     if mixture.branch is not None:
         own = next(i for i, a in enumerate(mixture.ablations) if a.name == mixture.branch)
+        candidate = mixture.ablations[own].candidate
         mixture = resolved(mixture)
         at = len(mixture.stages) - 1
+        document.aliases["stages", at] = ("ablations", own)
+        document.aliases["stages", at, "mix"] = ("ablations", own, "candidate")
         for marks in (document.marks, document.key_marks):
             for loc in [loc for loc in marks if loc[:1] == ("stages",) and len(loc) > 1 and loc[1] == at]:
                 del marks[loc]
@@ -54,6 +57,10 @@ def settled(mixture: Mixture, beside: Path, document: Document) -> Mixture:
                 if loc[:2] == ("ablations", own):
                     rest = tuple("mix" if part == "candidate" else part for part in loc[2:])
                     marks["stages", at, *rest] = mark
+        base: Loc = ("ablations", own, "base")
+        for name in mixture.stages[at].mix.keys() - candidate.keys():
+            document.aliases["stages", at, "mix", name] = base
+            document.marks["stages", at, "mix", name] = document.mark(base)
     if mixture.tokenizer is None or re.fullmatch(r"[0-9a-f]{64}", mixture.tokenizer):
         return mixture
     for folder in (beside, Path()):
@@ -85,7 +92,7 @@ def plan_from_stores(
 ) -> Plan:
     """The plan of a mixture over the docs.parquet of token stores. Reads lengths and filter columns only.
 
-    Raises UsageError with E102, E103, E104, E106 or E109, and their numbers; with `document`, the YAML, at their places.
+    Raises UsageError with E102, E103, E104, E106, E108 or E109, and their numbers; with `document`, the YAML, at their places.
     """
     from gristmill.mixes.membership import check_columns, store_schema
     from gristmill.mixes.plan import make_plan
@@ -95,7 +102,7 @@ def plan_from_stores(
     facts = packing_facts(tokenizer_json_path)
     check_tokenizer(mixture, facts.sha256, document)
     check_columns(mixture, store_schema(docs_paths), document)
-    found = scan(docs_paths, mixture)
+    found = scan(docs_paths, mixture, document=document)
     return make_plan(mixture, found.stock, facts.vocab_size, document, found.shared)
 
 
@@ -106,8 +113,9 @@ def plan_from_table(
     from gristmill.mixes.available import read_available
     from gristmill.mixes.plan import plan_supplies
 
-    supplies, totals = read_available(available, mixture)
-    return plan_supplies(mixture, supplies, totals, vocab_size, document)
+    supplies, totals, partial = read_available(available, mixture)
+    plan = plan_supplies(mixture, supplies, totals, vocab_size, document)
+    return replace(plan, notes=[*plan.notes, *partial])
 
 
 def verify_dataset(folder: str | Path) -> list[str]:

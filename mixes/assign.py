@@ -105,6 +105,8 @@ def assign(
     for phase in plan.phases:
         how = spread_of(phase)
         names = [u.source for u in phase.uses]
+        if len(names) > MOST_USES:  # a piece's source is an int16
+            raise UsageError(f"phase `{phase.name}` draws from {len(names):,} sources, {MOST_USES:,} at most")
         places = destinations([u.rows for u in phase.uses], names, mixture.seed, phase.name)
         tokens = dict.fromkeys(names, 0)
         truncated = dict.fromkeys(names, 0)

@@ -2,11 +2,15 @@
 
 `{"fineweb_edu": "1.3T", "fw2.fra": 60000000000, "english": "5.1T", "# source": "a remark"}`: keys are sources, children
 (NAME.VALUE) or groups; values are stored tokens; keys that begin with # are remarks. What is not listed, or null, is
-unknown. A source whose children are listed has those and no others, unless it is listed itself with more.
+unknown. A source whose children are listed has those and no others, unless it is listed itself with more; where it is
+not listed at all, the plan says so (W211).
 """
 
 from __future__ import annotations
 
+import json
+import re
+from collections import Counter
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,17 +18,17 @@ from typing import Any
 import orjson
 
 from gristmill.core.errors import ConfigError, Problem, UsageError
-from gristmill.mixes.plan import Supply
+from gristmill.mixes.plan import Note, Supply
 from gristmill.mixes.schema import Mixture, parse_tokens
 
 MAX_BYTES = 4 << 20
 
 
-def read_available(path_or_name: str, mixture: Mixture) -> tuple[list[Supply], dict[str, int | None]]:
-    """What `plan.plan_supplies` takes. A packaged file's name (`smollm3`) or a path.
+def read_available(path_or_name: str, mixture: Mixture) -> tuple[list[Supply], dict[str, int | None], list[Note]]:
+    """What `plan.plan_supplies` takes, and W211 for sources known by some children. A packaged file's name (`smollm3`) or a path.
 
     Raises UsageError when there is no such file, ConfigError with every fault: E102 for names that the mixture does not
-    have, E107 for values that are no number of tokens.
+    have, E107 for values that are no number of tokens, for a name that is there twice and for what is no JSON.
     """
     path = _find(path_or_name)
     try:
@@ -32,6 +36,14 @@ def read_available(path_or_name: str, mixture: Mixture) -> tuple[list[Supply], d
             raise UsageError(f"{path} is larger than {MAX_BYTES} bytes", hint="one number per source")
         text = path.read_text(encoding="utf-8")
         data = orjson.loads(text)
+        pairs = json.loads(text, object_pairs_hook=list)
+    except orjson.JSONDecodeError as error:
+        lines = text.splitlines()
+        source = lines[error.lineno - 1] if error.lineno <= len(lines) else None
+        message, hint = f"E107 this is no JSON: {error.msg}", 'write {"NAME": "5.1T", "OTHER": 60000000000}'
+        raise ConfigError([Problem(str(path), error.lineno, error.colno, "", message, hint, source)]) from error
+    except RecursionError as error:
+        raise UsageError(f"{path} is nested too deep", hint="one number per source") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is no JSON file: {error}") from error
     if not isinstance(data, dict):
@@ -39,8 +51,12 @@ def read_available(path_or_name: str, mixture: Mixture) -> tuple[list[Supply], d
     groups = {s.group for s in mixture.sources.values() if s.group is not None}
     problems: list[Problem] = []
     tokens: dict[str, int | None] = {}
+    times = Counter(key for key, _ in pairs)
     for key, value in data.items():
         if key.startswith("#"):
+            continue
+        if times[key] > 1:
+            problems.append(_problem(path, text, key, f"E107 `{key}` is there {times[key]} times", "list it once", 2))
             continue
         if key not in groups and not _known(mixture, key):
             known = ", ".join([*mixture.sources, *sorted(groups - mixture.sources.keys())])
@@ -53,7 +69,8 @@ def read_available(path_or_name: str, mixture: Mixture) -> tuple[list[Supply], d
             problems.append(_problem(path, text, key, message, hint))
     if problems:
         raise ConfigError(problems)
-    return _supplies(mixture, tokens), _totals(mixture, tokens)
+    supplies = _supplies(mixture, tokens)
+    return supplies, _totals(mixture, tokens), _partial(mixture, tokens, supplies)
 
 
 def _supplies(mixture: Mixture, tokens: dict[str, int | None]) -> list[Supply]:
@@ -87,6 +104,22 @@ def _totals(mixture: Mixture, tokens: dict[str, int | None]) -> dict[str, int | 
     return out
 
 
+def _partial(mixture: Mixture, tokens: dict[str, int | None], supplies: list[Supply]) -> list[Note]:
+    """W211: sources that a stage names and whose listed children are taken to be all."""
+    named = {name for phase in mixture.stages for name in phase.mix}
+    out = []
+    for name in mixture.split:
+        children = [s.name for s in supplies if s.name != name and mixture.parent(s.name) == name]
+        if name in named and children and tokens.get(name) is None and name not in {s.name for s in supplies}:
+            shown = ", ".join(children[:10]) + (", …" if len(children) > 10 else "")
+            text = (
+                f"source `{name}` is planned as {shown} alone: what other children it has is unknown, "
+                f"as the table has no tokens of `{name}` itself"
+            )
+            out.append(Note("W211", text, ("sources", name)))
+    return out
+
+
 def _known(mixture: Mixture, name: str) -> bool:
     return name in mixture.sources or any(name.startswith(f"{s}.") and len(name) > len(s) + 1 for s in mixture.split)
 
@@ -103,10 +136,10 @@ def _find(name: str) -> Path:
     raise UsageError(f"no such file: {name}", hint=f"or a packaged one: {', '.join(known)}")
 
 
-def _problem(path: Path, text: str, key: str, message: str, hint: str) -> Problem:
-    """At the key's place in the text."""
-    quoted = orjson.dumps(key).decode()
-    at = max(text.find(quoted), 0)
+def _problem(path: Path, text: str, key: str, message: str, hint: str, time: int = 1) -> Problem:
+    """At the key's place in the text, or where it is there again."""
+    places = [found.start() for found in re.finditer(re.escape(orjson.dumps(key).decode()) + r"\s*:", text)]
+    at = places[min(time, len(places)) - 1] if places else 0
     line = text.count("\n", 0, at) + 1
     column = at - (text.rfind("\n", 0, at) + 1) + 1
     return Problem(str(path), line, column, key, message, hint or None, text.splitlines()[line - 1])

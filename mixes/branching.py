@@ -24,6 +24,11 @@ def branch(mixture: Mixture, name: str) -> Mixture:
     at = next(i for i, stage in enumerate(mixture.stages) if stage.name == ablation.from_.stage)
     parent = mixture.stages[at]
     shares = {source: part for source, part in parent.mix.items() if isinstance(part, float)} if ablation.base else {}
+    if ablation.base:
+        left = 1 - sum(shares.values())
+        shares = {
+            s: left if part == "rest" else shares[s] for s, part in parent.mix.items() if part == "rest" or s in shares
+        }
     total = sum(shares.values())
     mix = {source: ablation.base * share / total for source, share in shares.items()}
     for source, share in ablation.candidate.items():

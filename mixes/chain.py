@@ -39,20 +39,24 @@ def spec_of(mixture: Mixture, phase: Phase) -> dict[str, Any]:
         "pack": mixture.packing(phase),
         "max_docs_per_row": mixture.defaults.max_docs_per_row,
         "stage": {key: dumped[key] for key in PHASE_FIELDS},
-        "sources": {
-            name: {k: v for k, v in mixture.sources[name].model_dump(mode="json").items() if k in SOURCE_FIELDS}
-            for name in sources
-        },
+        "sources": {name: _drawn(mixture, name) for name in sources},
     }
     if mixture.defaults.on_short == "rescale":  # then limits decide rows
         spec["on_short"] = {name: mixture.limit(name) for name in sources}
     return spec
 
 
+def _drawn(mixture: Mixture, source: str) -> dict[str, Any]:
+    """The settings of a source that decide which documents it has."""
+    return {k: v for k, v in mixture.sources[source].model_dump(mode="json").items() if k in SOURCE_FIELDS}
+
+
 def links(mixture: Mixture, tokenizer_sha256: str, contents: Mapping[str, str], version: int) -> list[Link]:
     """The chain of all stages.
 
     contents: drawable source -> digest of the documents it has (`content_of`); those in use by a stage go into its link.
+    Where held-out clusters must fit a budget of every source (`max_tokens`), what is held out, and so every stage, depends
+    on all sources: then all go into each link.
     version: of the code that packs; another one may make other rows of the same fields.
     """
     out: list[Link] = []
@@ -61,6 +65,11 @@ def links(mixture: Mixture, tokenizer_sha256: str, contents: Mapping[str, str], 
         spec = spec_of(mixture, phase)
         parents = set(spec["sources"])
         used = {name: contents[name] for name in sorted(contents) if mixture.parent(name) in parents}
+        if mixture.heldout is not None and mixture.heldout.per_source.max_tokens is not None:
+            spec["heldout_of"] = {
+                "contents": dict(sorted(contents.items())),
+                "sources": {name: _drawn(mixture, name) for name in sorted(mixture.sources)},
+            }
         spec |= {"tokenizer": tokenizer_sha256, "contents": used, "version": version}
         before = digest([before, spec])
         out.append(Link(phase.name, before, spec))
@@ -69,4 +78,4 @@ def links(mixture: Mixture, tokenizer_sha256: str, contents: Mapping[str, str], 
 
 def content_of(stores: Sequence[tuple[str, str]]) -> str:
     """A source's digest: (sha256 of docs.parquet, of tokens.bin) of all stores in which it has documents."""
-    return digest(sorted(stores))
+    return digest(sorted(map(list, stores)))

@@ -1,6 +1,6 @@
 """The find index of a packed dataset: from a document's id or URL to the rows that hold it, by bisection of sorted files.
 
-find.json  FIND_FORMAT, the sha256 of the manifest it belongs to, and the records of each file
+find.json  FIND_FORMAT, the sha256 of the manifest it belongs to, the records of each file and its sha256
 find.ids   <u8 key: the first 8 bytes of the id as a big-endian number; <u8 where: phase's ordinal << 48 | row
 find.urls  <u8 key: hash64 of the URL or of an imported document's own id; <u8 where: store's ordinal << 32 | row of docs.parquet
 
@@ -29,7 +29,7 @@ from gristmill.core.errors import FormatError
 from gristmill.core.hashing import hash64, sha256_file
 from gristmill.core.tokshards import PackedDataset
 
-FIND_FORMAT = "gristmill-find-index-1"
+FIND_FORMAT = "gristmill-find-index-2"
 NAMES = ("find.json", "find.ids", "find.urls")
 NAMED = ("url", "import_id")
 """Columns of docs.parquet that a document is sought by; the second one is there where a store was imported."""
@@ -88,8 +88,37 @@ def build(dataset: PackedDataset, docs: Sequence[Path | None], paths: dict[str, 
         "ids": _write_sorted(_ids(dataset), _pieces(dataset), paths["find.ids"]),
         "urls": _write_sorted(_urls(docs), len(NAMED) * sum(_rows(path) for path in docs if path), paths["find.urls"]),
     }
-    head = {"format": FIND_FORMAT, "manifest_sha256": sha256_file(dataset.folder / "manifest.json"), **counts}
+    head = {
+        "format": FIND_FORMAT,
+        "manifest_sha256": sha256_file(dataset.folder / "manifest.json"),
+        "sha256": {name: sha256_file(paths[name]) for name in NAMES[1:]},
+        **counts,
+    }
     paths["find.json"].write_bytes(orjson.dumps(head, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n")
+
+
+def faults(folder: Path) -> Iterator[tuple[str, str]]:
+    """(file, what) of each file of a folder's index that is not what find.json says; none where there is no index.
+
+    Lookups do not hash: they take as long on a large index as on a small one. An index of an earlier format has no
+    digests, and is not used but built again in the cache.
+    """
+    try:
+        head = orjson.loads((folder / "find.json").read_bytes())
+        if head["format"] != FIND_FORMAT:
+            return
+        said = {name: head["sha256"][name] for name in NAMES[1:]}
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield "find.json", f"is damaged: {error}"
+        return
+    for name, want in said.items():
+        try:
+            if sha256_file(folder / name) != want:
+                yield name, "differs from find.json"
+        except OSError as error:
+            yield name, f"is gone: {error.strerror}"
 
 
 def open_index(dataset: PackedDataset, root: Path) -> FindIndex:
@@ -111,9 +140,12 @@ def open_index(dataset: PackedDataset, root: Path) -> FindIndex:
         build(dataset, docs, {name: work / name for name in NAMES})
         try:
             os.replace(work, cached)
-        except OSError:  # a twin was faster, or a damaged one is in the way
-            shutil.rmtree(cached, ignore_errors=True)
-            os.replace(work, cached)
+        except OSError:
+            try:
+                return FindIndex(cached, manifest)  # a twin was faster
+            except FormatError:  # a damaged one is in the way
+                shutil.rmtree(cached, ignore_errors=True)
+                os.replace(work, cached)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return FindIndex(cached, manifest)

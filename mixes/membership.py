@@ -139,6 +139,37 @@ def draw_weights(mixture: Mixture, name: str, table: pa.Table) -> np.ndarray:
     return np.asarray(weights[np.searchsorted(thresholds, copies, side="right")])
 
 
+class Nones:
+    """Children NAME.none that are nulls in some documents and the text "none" in others, counted batch by batch."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[bool]] = {}
+
+    def add(self, mixture: Mixture, table: pa.Table, members: Mapping[str, np.ndarray]) -> None:
+        """One batch and its `memberships`."""
+        for name in mixture.split:
+            member = members.get(f"{name}.{NO_VALUE}")
+            if member is not None:
+                null = table[mixture.sources[name].split_by].is_null().to_numpy()
+                self._counts.setdefault(name, Counter()).update(
+                    {True: (member & null).sum(), False: (member & ~null).sum()}
+                )
+
+    def faults(self, mixture: Mixture) -> list[tuple[tuple[str, str, str], str, str]]:
+        """E102 of each source that has both: (place, message, hint)."""
+        out = []
+        for name, counts in self._counts.items():
+            if counts[True] and counts[False]:
+                column = mixture.sources[name].split_by
+                text = (
+                    f"E102 source `{name}`: {counts[True]:,} documents have no `{column}` and {counts[False]:,} have the "
+                    f"text {NO_VALUE!r}, and both would be `{name}.{NO_VALUE}`"
+                )
+                hint = f'leave the first out: filter: "{column} is not None"'
+                out.append((("sources", name, "split_by"), text, hint))
+        return out
+
+
 class Overlaps:
     """Documents that two sources share, counted on a sample by hash of the id (W210), store by store."""
 

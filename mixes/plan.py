@@ -9,6 +9,7 @@ A source with children (`split_by`) is drawn from through them; where nobody has
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from gristmill.core.errors import ConfigError, UsageError
 from gristmill.core.settings import Document, Loc
 from gristmill.core.tokshards import token_dtype
 from gristmill.mixes.order import largest_remainder
+from gristmill.mixes.plan_limits import Short, too_often, too_small
 from gristmill.mixes.plan_shares import Want, divide, rescale, wanted_rows
 from gristmill.mixes.schema import MAX_EPOCHS, Mixture, Phase
 
@@ -203,6 +205,7 @@ class _Planner:
         self.used: Counter[str] = Counter()  # tokens drawn, by source, child and "group NAME"
         self.lost: set[str] = set()  # those that a phase of unknown size used
         self.exhausted: set[str] = set()
+        self.short: list[Short] = []  # those of the phase that is being planned
         self.faults: list[tuple[Loc, str, str]] = []
         self.unsized: dict[str, list[str]] = {}
         self.cut: list[
@@ -245,7 +248,7 @@ class _Planner:
             return None
         batches = int((total + 1e-9) // phase.batch_rows)
         if batches < 1:
-            self.faults.append(((*where, "tokens" if phase.tokens else "mix"), *_too_small(number, phase, total)))
+            self.faults.append(((*where, "tokens" if phase.tokens else "mix"), *too_small(number, phase, total)))
             return None
         rows = batches * phase.batch_rows
         counts = self._counts(number, phase, found, rows)
@@ -256,7 +259,8 @@ class _Planner:
             for name in self.above(source):
                 self.used[name] += tokens
         for name in dict.fromkeys(name for source in counts for name in self.above(source)):
-            self._limit(number, phase, name, found, before[name], rows)
+            self._limit(number, phase, name, found, before[name], counts)
+        self._report(number, phase)
         uses = [
             Use(source, n, n * width, found.rows[source] / total, self.epochs(source), drawn[source])
             for source, n in counts.items()
@@ -309,7 +313,7 @@ class _Planner:
         self.cut += [(number, s, want.rows[s] / total, counts[s] / rows) for s in capped]
         return {source: n for source, n in counts.items() if n} if not all(counts.values()) else counts
 
-    def _limit(self, number: int, phase: Phase, name: str, want: Want, before: int, rows: int) -> None:
+    def _limit(self, number: int, phase: Phase, name: str, want: Want, before: int, counts: Mapping[str, int]) -> None:
         """E104 for a source, or for a parent or group that is counted where its parts are not."""
         tokens = self.tokens.get(name)
         if tokens is None or name in self.exhausted or name in self.lost:
@@ -323,40 +327,30 @@ class _Planner:
         slack = (number + 1) * (phase.seq_len + 1) * len(members)
         if self.used[name] <= (MAX_EPOCHS if on_short == "repeat" else most) * tokens + slack:
             return
-        self.exhausted.add(name)
         inside = [s for s in want.rows if name in self.above(s)]
-        share = sum(want.rows[s] for s in inside) / sum(want.rows.values())
-        message, hint = _too_often(phase, name, tokens, most, before, self.used[name], rows, share)
-        self.faults.append((("stages", number, "mix", want.keys[inside[0]]), message, hint))
+        if all(not self.exhausted.isdisjoint(itertools.takewhile(name.__ne__, self.above(s))) for s in inside):
+            return  # a parent or group all of whose sources here have said so
+        self.exhausted.add(name)
+        key = want.keys[inside[0]]
+        total = sum(want.rows.values())
+        share = sum(want.rows[s] for s in inside) / total
+        whole = sum(n for s, n in want.rows.items() if want.keys[s] == key) / total
+        taken = sum(counts.get(s, 0) for s in inside) * (phase.seq_len + 1)
+        self.short.append(
+            Short(name, key, tokens, most, before, self.used[name], taken, sum(counts.values()), share, whole)
+        )
 
-
-def _too_small(number: int, phase: Phase, rows: float) -> tuple[str, str]:
-    message = (
-        f"E109 phase `{phase.name}` has {rows:.1f} rows of {phase.seq_len} tokens, "
-        f"one global batch is {phase.batch_rows} rows ({phase.global_batch:,} tokens)"
-    )
-    if rows >= 1:
-        return message, f"lower stages.{number}.global_batch to {int(rows) * phase.seq_len}, or give it more tokens"
-    return message, f"give it more tokens, or lower stages.{number}.seq_len and its global_batch"
-
-
-def _too_often(
-    phase: Phase, name: str, tokens: int, limit: float, before: int, after: int, rows: int, share: float
-) -> tuple[str, str]:
-    """E104 with the largest budget and share that would do."""
-    kind, _, label = ("group", "", name[6:]) if name.startswith("group ") else ("source", "", name)
-    message = (
-        f"E104 {kind} `{label}` would be seen {after / tokens:.2f} times by the end of phase `{phase.name}` "
-        f"({after:,} of {tokens:,} tokens), its limit is {limit:g}"
-    )
-    left = limit * tokens - before
-    row = phase.seq_len + 1
-    raise_it = f"raise sources.{label}.max_epochs" if kind == "source" else "raise max_epochs of its sources"
-    if left < row:
-        return message, f"{raise_it}, or take less of it before `{phase.name}`"
-    budget = int(left / share / row) // phase.batch_rows * phase.global_batch
-    most = left / (rows * row)
-    return message, (
-        f"`{phase.name}` can have {budget:,} tokens at this share, or give it a share of {most:.4f} of {rows * phase.seq_len:,}; "
-        f"or {raise_it}"
-    )
+    def _report(self, number: int, phase: Phase) -> None:
+        """E104 of a phase; of the children that one name of its mix brought in, the worst speaks for all."""
+        by_key: dict[tuple[str, str], list[Short]] = {}
+        for short in self.short:
+            child = short.name != short.key and not short.name.startswith("group ")
+            by_key.setdefault((short.key, "" if child else short.name), []).append(short)
+        self.short = []
+        for (key, _), found in by_key.items():
+            worst = max(found, key=lambda s: s.after / s.tokens)
+            parent = "" if worst.name.startswith("group ") else self.mixture.parent(worst.name)
+            message, hint = too_often(phase, worst, parent)
+            if len(found) > 1:
+                message += f"; so would {len(found) - 1} more children of `{key}`, less often"
+            self.faults.append((("stages", number, "mix", key), message, hint))

@@ -111,7 +111,8 @@ def as_json(plan: Plan, mixture: Mixture, document: Document | None = None) -> d
     for note in plan.notes:
         mark = document.mark(note.loc, key=True) if document is not None else None
         place = {"file": mark.file, "line": mark.line, "column": mark.column} if mark is not None else {}
-        warnings.append({"code": note.code, "message": note.text, "path": dotted(note.loc), **place})
+        path = document.path(note.loc) if document is not None else dotted(note.loc)
+        warnings.append({"code": note.code, "message": note.text, "path": path, **place})
     return {
         "format": PLAN_FORMAT,
         "seed": plan.seed,

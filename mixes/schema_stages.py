@@ -47,9 +47,9 @@ class Phase(Settings):
     name: PhaseName
     tokens: TokenCount | None = None
     """Positions trained on (seq_len per row). Left out, and derived, when every amount is {tokens} or {epochs}."""
-    seq_len: int = Field(ge=2, le=1 << 24)
+    seq_len: int = Field(ge=2, le=1 << 24, examples=[4096])
     """Tokens of a sequence; a stored row has one more, so that inputs = row[:-1] and targets = row[1:]."""
-    global_batch: TokenCount
+    global_batch: TokenCount = Field(examples=[524288])
     """Tokens of one optimizer step, a multiple of seq_len."""
     normalize: bool = False
     """Scale the shares to sum to 1."""
@@ -122,7 +122,7 @@ class Position(Settings):
     """A place in the curriculum."""
 
     stage: PhaseName
-    at: TokenCount
+    at: TokenCount = Field(examples=["10B"])
     """Tokens from the beginning of that stage; rounded down to whole global batches."""
 
 
@@ -131,7 +131,7 @@ class Ablation(Settings):
 
     name: PhaseName
     from_: Position = Field(alias="from")
-    tokens: TokenCount
+    tokens: TokenCount = Field(examples=["1B"])
     """Length of the branch."""
     base: float = Field(ge=0, lt=1, allow_inf_nan=False)
     """Share that keeps the stage's own mix."""
@@ -157,7 +157,7 @@ class Ablation(Settings):
         if self.from_.at < stage.global_batch or self.tokens < stage.global_batch:
             where = ("from", "at") if self.from_.at < stage.global_batch else ("tokens",)
             faults.append((where, f"E109 less than one global batch of `{stage.name}`, {stage.global_batch:,} tokens"))
-        if self.base and any(not isinstance(part, float) for part in stage.mix.values()):
+        if self.base and any(not isinstance(part, float) and part != "rest" for part in stage.mix.values()):
             faults.append((("base",), f"E105 `{stage.name}` is not given in shares hint: base: 0, all in `candidate`"))
         return faults
 

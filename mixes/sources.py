@@ -6,6 +6,7 @@ a source has is counted, and spooled to disk in (store, doc) order where it will
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from gristmill.mixes.buckets import Buckets
 from gristmill.mixes.catalogue import DOCUMENT, hash_texts, hex_ids, raw_ids
 from gristmill.mixes.leaks import check_leaks
 from gristmill.mixes.membership import (
+    Nones,
     Overlaps,
     check_columns,
     columns_of,
@@ -115,7 +117,7 @@ def scan(
     that have no documents, and for held-out documents whose copies are trained on; with `document`, the YAML, at their places.
     """
     tallies: dict[str, _Tally] = {}
-    overlaps = Overlaps()
+    overlaps, nones = Overlaps(), Nones()
     stores = []
     schema = store_schema(paths)
     check_columns(mixture, schema, document)
@@ -136,6 +138,7 @@ def scan(
             count += len(records)
             tokens += int(records["length"].sum(dtype=np.int64))
             overlaps.add(members, records["hash"])
+            nones.add(mixture, table, members)
             maybe = rank < np.uint64(int(threshold * 2**64)) if threshold else None
             for name, member in members.items():
                 if name not in tallies:
@@ -152,6 +155,8 @@ def scan(
                     mine = mine[~aside]
                 keep(name, mine)
         stores.append((count, tokens))
+    if clashes := nones.faults(mixture):
+        raise_at(clashes, document)
     names = sorted(tallies, key=lambda n: (list(mixture.sources).index(mixture.parent(n)), n))
     candidates = {n: _joined(tallies[n].candidates) for n in names}
     clusters = _held_clusters(mixture.heldout, candidates)
@@ -237,14 +242,20 @@ def _held_clusters(spec: HeldOut | None, candidates: Mapping[str, tuple[np.ndarr
     most = spec.per_source.max_tokens if spec else None
     if most is None:
         return clusters
-    tokens = np.zeros((len(clusters), len(candidates)), np.int64)
-    for column, (documents, rank) in enumerate(candidates.values()):
-        np.add.at(tokens[:, column], np.searchsorted(clusters, rank), documents["length"])
+    # (cluster, source) pairs that there are, not a table of all: sources can be thousands of children
+    places = [np.searchsorted(clusters, r) * len(candidates) + i for i, (_, r) in enumerate(candidates.values())]
+    pairs, of_pair = np.unique(np.concatenate([np.empty(0, np.int64), *places]), return_inverse=True)
+    tokens = np.zeros(len(pairs), np.int64)
+    np.add.at(tokens, of_pair, np.concatenate([np.empty(0, np.int64), *(d["length"] for d, _ in candidates.values())]))
+    cluster, source = np.divmod(pairs, max(len(candidates), 1))
+    edges = np.searchsorted(cluster, np.arange(len(clusters) + 1))
     used = np.zeros(len(candidates), np.int64)
     fits = np.zeros(len(clusters), bool)
-    for i, amount in enumerate(tokens):
-        fits[i] = (used + amount <= most).all()
-        used += amount * fits[i]
+    for i, (begin, end) in enumerate(itertools.pairwise(edges.tolist())):
+        after = used[source[begin:end]] + tokens[begin:end]
+        fits[i] = (after <= most).all()
+        if fits[i]:
+            used[source[begin:end]] = after
     return clusters[fits]
 
 
@@ -265,6 +276,7 @@ def _refuse_empty(mixture: Mixture, stock: Sequence[Stock], total: int, document
         if source.filter or source.path:
             loc = ("sources", mixture.parent(name), "filter" if source.filter else "path")
         text = f"E103 source `{name}` has no documents{why}, of {total:,} encoded"
-        faults.append((loc, text, "`gristmill mix plan` counts documents without packing them"))
+        hint = "lower heldout.per_source.docs" if lost else "look at its filter and path"
+        faults.append((loc, text, f"{hint}, or leave it out of the stages"))
     if faults:
         raise_at(faults, document)

@@ -270,7 +270,7 @@ class Shards(Stage):
     """
 
     name: ClassVar[str] = "shards"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     upstream: tuple[str, ...] = ("shards.write", "mixture", "tokenizer", "tokens")
 
     def tasks(self, inputs: Mapping[str, Sequence[Receipt]]) -> list[Task]:

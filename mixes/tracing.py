@@ -87,6 +87,35 @@ def find_document(dataset: PackedDataset, id_or_url: str, root: Path) -> list[di
     return [_traced(piece, stores) for piece in found if piece.id in ids]
 
 
+def heldout_documents(dataset: PackedDataset, id_or_url: str, root: Path) -> list[dict[str, Any]]:
+    """The held-out documents of an id, URL or imported id, with COLUMNS, null where their store is gone.
+
+    Raises FormatError when heldout.parquet is damaged.
+    """
+    path = dataset.folder / "heldout.parquet"
+    if not path.exists():
+        return []
+    try:
+        table = pq.read_table(path, columns=["id", "store", "doc"])
+    except (OSError, pa.ArrowException) as error:
+        raise FormatError(f"{path} is damaged: {error}") from error
+    stores = _Stores(dataset, root)
+    if is_id(id_or_url):
+        ids = [id_or_url]
+    else:
+        places = open_index(dataset, root).documents(id_or_url)
+        ids = [i for i in (stores.id_of(*place, id_or_url) for place in places) if i is not None]
+        if not ids and stores.moved:
+            ids = stores.ids_of(id_or_url)
+    found = table.filter(pc.is_in(table["id"], value_set=pa.array(ids, pa.string()))).to_pylist()
+    out = []
+    for place in found:
+        row = stores.row(place["store"], place["doc"]) or {}
+        facts = row if row.get("id") == place["id"] else {}
+        out.append({**{name: facts.get(name) for name in COLUMNS}, "id": place["id"]})
+    return out
+
+
 def is_id(text: str) -> bool:
     """Whether a text is a document's id, not a URL."""
     return len(text) == 32 and set(text) <= set("0123456789abcdef")

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from gristmill.core.errors import FormatError
 from gristmill.core.hashing import sha256_file
 from gristmill.core.tokshards import PackedDataset, PackedManifest, PackedPhase, ShardReader
+from gristmill.mixes import index
 from gristmill.mixes.verify_prefix import Prefix
 from gristmill.mixes.verify_repeats import Repeats
 
@@ -151,6 +152,8 @@ def _hashes(dataset: PackedDataset, report: Report) -> None:
                         report.add("hash", f"{base}.{suffix}", "differs from the manifest")
                 except OSError as error:
                     report.add("missing", f"{base}.{suffix}", f"is gone: {error.strerror}")
+    for name, what in index.faults(dataset.folder):
+        report.add("hash", name, what)
 
 
 def _heldout(folder: Path) -> pa.Array:

@@ -8,18 +8,32 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from gristmill.core.docshards import read_batches
 from gristmill.core.errors import UsageError
 from gristmill.core.hashing import hash64
+from gristmill.core.printable import printable
+from gristmill.curate.imports_text import MALFORMED
 from gristmill.pipelines.explained import texts_judged
-from gristmill.pipelines.fates import Fates
+from gristmill.pipelines.fates import FATE_SCHEMA, Fates
 from gristmill.pipelines.views import manifests
+
+IMPORTS = "imports.text"
+VERDICT = ("reason", "value", "threshold")
+_NOTHING = dict.fromkeys(FATE_SCHEMA.names)
 
 
 def reasons(root: Path) -> list[tuple[str, str, int]]:
-    """(stage, reason, documents) of every drop, most frequent first within a stage."""
+    """(stage, reason, documents) of every drop, most frequent first within a stage.
+
+    Rows that `imports.text` quarantined are among them: they are in its drops.parquet, too.
+    """
     out = []
     for stage, manifest in manifests(root).items():
-        for reason, n in sorted((manifest.total()["drops"] or {}).items(), key=lambda item: (-item[1], item[0])):
+        total = manifest.total()
+        counts = dict(total["drops"] or {})
+        if stage == IMPORTS:
+            counts |= {reason: n for reason, n in total["notes"].items() if reason in MALFORMED}
+        for reason, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
             out.append((stage, reason, n))
     return out
 
@@ -32,7 +46,7 @@ def in_family(reason: str, wanted: str) -> bool:
 def sample_of(root: Path, wanted: str, count: int, seed: int, chars: int) -> list[dict[str, Any]]:
     """A seeded sample of a reason's or a family's documents, the same from any number of workers.
 
-    Rows of FATE_SCHEMA with "file", "text_version" and the first `chars` characters of that "text": the one whose value
+    Rows of FATE_SCHEMA with "file" (of imported ones the "row" of it, from 0; they have no text), "text_version" and the first `chars` characters of that "text": the one whose value
     the rule compared. Raises UsageError where nothing was dropped so.
     """
     held: list[tuple[int, str, dict[str, Any]]] = []
@@ -66,6 +80,12 @@ def _dropped(root: Path) -> Iterator[dict[str, Any]]:
         for batch in table.filter(table["reason"].is_valid()).to_batches(4096):
             for row in batch.to_pylist():
                 yield {"file": file, **row}
+    known = manifests(root)
+    for receipt in known[IMPORTS].receipts if IMPORTS in known else []:
+        for batch in read_batches(receipt.output("drops.parquet"), ["id", "url", *VERDICT, "warc_offset"]):
+            for row in batch.to_pylist():
+                number = row.pop("warc_offset")
+                yield {**_NOTHING, "file": receipt.key, "stage": IMPORTS, **row, "row": number}
 
 
 def _keep(held: list[tuple[int, str, dict[str, Any]]], row: dict[str, Any], count: int, seed: int) -> None:
@@ -87,8 +107,9 @@ def _with_texts(root: Path, rows: list[dict[str, Any]], chars: int) -> list[dict
 
 def render(row: dict[str, Any]) -> str:
     version = f" of the {row['text_version']} text" if row["value"] is not None and row["text_version"] else ""
-    head = f"{row['reason']}{_against(row)}{version}  {row['url'] or ''}  [{row['file']}]  {row['id']}"
-    text = " ".join(row["text"].split())
+    place = printable(row["file"]) + (f" row {row['row']}" if "row" in row else "")
+    head = f"{row['reason']}{_against(row)}{version}  {printable(row['url'] or '')}  [{place}]  {row['id']}"
+    text = printable(" ".join(row["text"].split()))
     return head + (f"\n    {text}" if text else "")
 
 

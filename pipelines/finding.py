@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gristmill.core.docshards import read_table
+from gristmill.core.printable import printable
 from gristmill.core.tokshards import PackedDataset
 from gristmill.pipelines.inputs import input_places
 from gristmill.pipelines.tracing import dataset_folder, numbered, run_order, training_runs
@@ -18,13 +19,16 @@ if TYPE_CHECKING:
 
 
 def find_places(root: Path, what: str, run_id: str | None = None) -> dict[str, Any]:
-    """Every place of a document in the packed dataset, by id or URL, from the find index: no other file is scanned.
+    """Every place of a document in the packed dataset, by id or URL, from the find index: no file is scanned.
 
-    `documents`: id, url and WARC range; `places`: stage, row, position in the stage's order, first token in the row,
+    Held-out documents, which no row holds, are told from heldout.parquet.
+
+    `documents`: id, url, WARC range and `heldout`; `places`: stage, row, position in the stage's order, first token in the row,
     tokens, epoch, and the step of `run` (the named one, else as `find` has it; null where no step trains the row).
     """
-    from gristmill.mixes.tracing import find_document
+    from gristmill.mixes.tracing import find_document, heldout_documents
 
+    what = as_id(what)
     if run_id is None:
         dataset, run, order = current_order(root)
     else:
@@ -36,7 +40,10 @@ def find_places(root: Path, what: str, run_id: str | None = None) -> dict[str, A
         place["run"] = run
         facts = {n: place.pop(n) for n in ("url", "warc_file", "warc_offset", "warc_length", "language", "date")}
         facts["warc_name"], facts["warc_file"] = facts["warc_file"], files.get(facts["warc_file"], facts["warc_file"])
-        documents[place["id"]] = {"id": place["id"], **facts}
+        documents[place["id"]] = {"id": place["id"], **facts, "heldout": False}
+    for document in heldout_documents(dataset, what, root):
+        name = document["warc_file"]
+        documents[document["id"]] = {**document, "warc_name": name, "warc_file": files.get(name, name), "heldout": True}
     return {"format": "gristmill-find-2", "documents": list(documents.values()), "places": places}
 
 
@@ -50,6 +57,7 @@ def find(root: Path, what: str) -> dict[str, Any]:
     from gristmill.pipelines.views import manifests  # the whole line, which `find --doc` does not need
 
     documents: dict[str, dict[str, Any]] = {}
+    what = as_id(what)
     known = manifests(root)
     places = input_places(root)
     column = "id" if is_id(what) else "url"
@@ -80,16 +88,41 @@ def find(root: Path, what: str) -> dict[str, Any]:
     look("imports.text", "documents.parquet", "imported")
     trained: list[dict[str, Any]] = []
     if "shards" in known:
-        from gristmill.mixes.tracing import find_document
+        from gristmill.mixes.tracing import find_document, heldout_documents
 
         dataset, run, order = current_order(root)
         for doc in documents.values():
             if doc["fate"] in ("kept", "imported"):
                 places_here = find_document(dataset, doc["id"], root)
                 trained += [{**p, "run": run} for p in numbered(order, places_here)]
+                if heldout_documents(dataset, doc["id"], root):
+                    doc["fate"] = "held out"
     for doc in documents.values():
         doc["warc_file"] = places.get(doc["warc_file"], doc["warc_file"])
     return {"format": "gristmill-find-1", "documents": list(documents.values()), "places": trained}
+
+
+def as_id(what: str) -> str:
+    """A document's id in lower case, as the files have it; a URL or an id of its own as it is."""
+    from gristmill.mixes.tracing import is_id
+
+    return what.lower() if is_id(what.lower()) else what
+
+
+def render(found: dict[str, Any]) -> str:
+    """What `find` and `find_places` give, for a terminal: two or three lines a document, then a line a place."""
+    lines = []
+    for d in found["documents"]:
+        lines.append(f"{d['id']}  {printable(d['url'] or '-')}")
+        lines.append(f"  {printable(d['warc_file'] or '-')} {d['warc_offset']}+{d['warc_length']}")
+        fate = d.get("fate", "held out" if d.get("heldout") else None)
+        lines += [f"  {printable(fate)}"] if fate else []
+    for p in found["places"]:
+        planned = "" if p["run"] else "(planned) "
+        step = f"{planned}step {p['step']}" if p["step"] else "no step"
+        where = f"phase {p['phase']} row {p['row']} token {p['row_start']}"
+        lines.append(f"  trained on: {step}, {where} ({p['length']} tokens)")
+    return "\n".join(lines)
 
 
 def current_order(root: Path) -> tuple[PackedDataset, str | None, DataOrder]:

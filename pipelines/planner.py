@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gristmill.core.manifest import all_receipts, find_receipt, read_manifest
-from gristmill.core.settings import flatten
+from gristmill.core.settings import Loc, flatten
 from gristmill.core.stage import Receipt, Task
 from gristmill.pipelines.graph import Node
 
@@ -124,7 +124,7 @@ def _compare(node: Node, task: Task, old: Receipt | None) -> list[str]:
 
 def config_changes(node: Node, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`config curate.rules.gopher@datatrove.min_words 50 → 40 (web.yaml:31)` for every leaf that differs."""
-    before, after = flatten(old), flatten(new)
+    before, after = _leaves(flatten(old), flatten(new))
     out = []
     for path in sorted({*before, *after}, key=str):
         if before.get(path, "absent") == after.get(path, "absent"):
@@ -137,6 +137,21 @@ def config_changes(node: Node, old: dict[str, Any], new: dict[str, Any]) -> list
     return out
 
 
+def _leaves(old: dict[Loc, Any], new: dict[Loc, Any]) -> tuple[dict[Loc, Any], dict[Loc, Any]]:
+    """Lists of blocks, as a mixture's stages, opened where both have as many: by position, `stages[1].mix.web`."""
+    for path in [p for p in old if p in new and _blocks(old[p]) and _blocks(new[p]) and len(old[p]) == len(new[p])]:
+        before, after = old.pop(path), new.pop(path)
+        for i, (one, other) in enumerate(zip(before, after, strict=True)):
+            parts = _leaves(flatten(one, (*path, i)), flatten(other, (*path, i)))
+            old |= parts[0]
+            new |= parts[1]
+    return old, new
+
+
+def _blocks(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
 def _show(values: dict[Any, Any], path: Any) -> str:
     if path not in values:
         return "unset"
@@ -144,6 +159,8 @@ def _show(values: dict[Any, Any], path: Any) -> str:
     if value is None:
         return "null"
     text = str(value)
+    if _blocks(value):
+        text = f"[{', '.join(str(item.get('name', '…')) for item in value)}]"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

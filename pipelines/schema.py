@@ -73,6 +73,11 @@ class Recipe(Settings):
         """Whether the line begins with web archives: not in a recipe that only imports."""
         return bool(self.input.paths) or not self.imports
 
+    @property
+    def has_text(self) -> bool:
+        """Whether any document has a text that a tokenizer could be trained on: token stores have ids."""
+        return self.curates or any(spec.text for spec in self.imports.values())
+
 
 @dataclass(frozen=True)
 class LoadedRecipe:
@@ -135,6 +140,11 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
         lacking = data.get(key) is not None and data.get(needs) is None
         if lacking and not document.incomplete and not any(p.path == needs for p in problems):
             problems.append(document.problem((key,), f"needs a {needs}", f"add `{needs}:` to the recipe"))
+    lone = recipe is not None and not problems and not recipe.has_text
+    if lone and recipe is not None and recipe.tokenizer is not None and recipe.tokenizer.file is None:
+        what = "no text to train a tokenizer on: the imports are token stores alone"
+        hint = "`tokenizer: {file: tokenizer.json}`, the file that made their ids"
+        problems.append(document.problem(("tokenizer",), what, hint))
     if problems or recipe is None:
         raise ConfigError(problems)
     return LoadedRecipe(recipe, document, path, found.get("mixture"), found.get("train"))  # type: ignore[arg-type]

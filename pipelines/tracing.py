@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from gristmill.core.docshards import read_table
 from gristmill.core.errors import FormatError, GristmillError, UsageError
 from gristmill.core.manifest import all_receipts, read_manifest, stage_folder
+from gristmill.core.printable import printable
 from gristmill.core.tokshards import PackedDataset
 from gristmill.pipelines.imported import Imported
 from gristmill.pipelines.inputs import input_places
@@ -305,7 +306,9 @@ def verify(root: Path, rows: Sequence[dict[str, Any]], run_id: str | None = None
         got = tokens[row["row_start"] : row["row_start"] + length].tolist()
         row["verified"] = got == want
         if got != want:
-            raise GristmillError(f"row {row['phase']}:{row['row']} differs from {row['url']} extracted again")
+            raise GristmillError(
+                f"row {row['phase']}:{row['row']} differs from {row['url'] or row['id']} extracted again"
+            )
 
 
 def _rebuild(
@@ -380,4 +383,6 @@ def render(row: dict[str, Any]) -> str:
     span = f"{row['length']} tokens from token {row['doc_start']} of {row['id'][:12]}"
     proof = "  verified" if row.get("verified") else ""
     proof += "" if row.get("trained", True) else "  not trained"
-    return f"{where:<20} {row['source']:<10} {span}{proof}\n    {row['url']}\n    {row['warc_file']} {row['warc_offset']}+{row['warc_length']}"
+    url, file = printable(row["url"] or "-"), printable(row["warc_file"] or "-")
+    source = printable(row["source"])
+    return f"{where:<20} {source:<10} {span}{proof}\n    {url}\n    {file} {row['warc_offset']}+{row['warc_length']}"

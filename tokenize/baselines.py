@@ -135,7 +135,8 @@ def open_tokenizer(given: str | Path) -> Baseline:
         first = parts[0] = inside
     for path in parts:
         if not path.is_file():
-            raise UsageError(f"no such tokenizer file: {path}")
+            hint = "options go before `--`" if str(path).startswith("--") else None
+            raise UsageError(f"no such tokenizer file: {path}", hint=hint)
     kind = first.name.removesuffix(".gz")
     name = name or plain_name(first)
     if kind.endswith(".tiktoken"):
@@ -145,6 +146,8 @@ def open_tokenizer(given: str | Path) -> Baseline:
         if kind.endswith(ours):
             merges = parts[1] if len(parts) > 1 else _beside(first, kind.removesuffix(ours) + theirs)
             return _checked(name, partial(_gpt2, name, first, merges))
+        if kind.endswith(theirs):
+            raise UsageError(f"{first} holds merges alone", hint=f"give {ours}; {theirs} beside it, or {ours}+{theirs}")
     return _checked(name, partial(_json, name, first))
 
 

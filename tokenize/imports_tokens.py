@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
 from gristmill.core.docshards import TableWriter
@@ -37,6 +38,10 @@ MAX_DOCUMENT = (1 << 31) - 2
 """Tokens of one document: its length is an int32, and it may get an eos."""
 
 
+MAX_EXPORT_JSON = 64 << 20
+"""Bytes of an export.json that are read: some 300 B a file."""
+
+
 @dataclass(frozen=True)
 class Documents:
     """Documents as stretches of one array: first token and tokens of each, int64 (D,)."""
@@ -53,8 +58,8 @@ def import_store(
 
     `config`: {"import": NAME, `Import.for_task`}. `inputs`: the index (.idx, .ds.index) and the data. A document's id is
     that of (file name, number), its source the import's name; it is closed by eos where it was not. Empty documents
-    are dropped as `import.empty`. Raises UsageError (E106) when the ids are not of this tokenizer, FormatError on files
-    that contradict themselves.
+    are dropped as `import.empty`. Raises UsageError (E106) when the ids are not of this tokenizer or a .ds holds packed
+    rows, FormatError on files that contradict themselves.
     """
     name = str(config["import"])
     spec = Import.model_validate(
@@ -62,6 +67,8 @@ def import_store(
     )
     check_tokenizer(name, spec, facts)
     index, data = (Path(s.path) for s in inputs)
+    if spec.format == "datatrove":
+        refuse_packed(data)
     found = read_megatron(index, data) if spec.format == "megatron" else read_datatrove(index, data)
     counters = Counters(rows_in=len(found.length))
     extra = [pa.field(n, pa.array([spec.constants[n]]).type) for n in spec.extra]
@@ -94,6 +101,10 @@ def check_tokenizer(name: str, spec: Import, facts: TokenizerFacts) -> None:
         )
     if "eos" not in facts.special_ids:
         raise UsageError("E106 the tokenizer has no end-of-document token", hint="gristmill closes documents with it")
+
+
+MAX_REPEATS = 1000
+"""Times that an index may name the tokens of its file, on average: a document's weight in a mixture is at most that."""
 
 
 def read_megatron(index: Path, data: Path) -> Documents:
@@ -140,10 +151,32 @@ def read_megatron(index: Path, data: Path) -> Documents:
     inner[end[(end > 0) & (end < sequences)] - 1] = False  # where one document ends and the next begins
     if (first[1:] != first[:-1] + lengths[:-1])[inner].any():
         raise FormatError(f"{index} has a document whose sequences stand apart")
+    again = (np.diff(first) == 0) & (np.diff(lengths) == 0)  # how our own export writes a document's weight
+    if not (again | (first[1:] >= first[:-1] + lengths[:-1])).all():
+        raise FormatError(f"{index} has sequences that overlap")
+    if lengths.sum() > MAX_REPEATS * (total // width):
+        raise FormatError(f"{index} repeats the tokens of {data} more than {MAX_REPEATS:,} times")
     ends = np.concatenate([[0], np.cumsum(lengths)])
     length = ends[end] - ends[begin]
     starts = np.append(first, 0)[np.minimum(begin, sequences)]
     return Documents(_map(data, CODES[code], total // width, 0), starts, _checked(length, index))
+
+
+def refuse_packed(data: Path) -> None:
+    """Raises UsageError when a .ds is a shard of `mix export datatrove`: its rows hold several documents, and padding.
+
+    Told by the export.json that `mix export` writes beside the folders of its stages.
+    """
+    try:
+        with open(data.parent.parent / "export.json", "rb") as file:
+            found = orjson.loads(file.read(MAX_EXPORT_JSON))
+    except (OSError, ValueError):
+        return
+    if isinstance(found, dict) and found.get("format") == "gristmill-export-1" and found.get("written") == "datatrove":
+        raise UsageError(
+            f"{data} holds packed rows of `gristmill mix export datatrove`, no documents",
+            hint="`gristmill mix export megatron` writes documents: import its .idx files with `megatron:`",
+        )
 
 
 def read_datatrove(index: Path, data: Path) -> Documents:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gristmill.core.errors import UsageError
 from gristmill.core.settings import Settings
@@ -128,10 +129,13 @@ class Tokenizer(Settings):
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError("vocab_size names a size twice hint: list each once")
         if len(self.sizes) > 1 and self.use is None:
-            raise ValueError(
+            text = (
                 f"vocab_size lists {len(self.sizes)} sizes, and `use` says not which one the run goes on with hint: "
                 f"add use: {self.sizes[-1]}"
             )
+            kind = PydanticCustomError("sizes", "{message}", {"message": text})
+            at = InitErrorDetails(type=kind, loc=("vocab_size",), input=self.vocab_size)
+            raise ValidationError.from_exception_data("Tokenizer", [at])
         for size in self.sizes:
             if size < BYTES + len(SPECIALS) + self.reserved:
                 raise ValueError(

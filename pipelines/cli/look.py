@@ -8,7 +8,7 @@ import click
 
 from gristmill.core.errors import UsageError
 from gristmill.core.places import find_root
-from gristmill.pipelines.cli.options import json_option, print_json, root_option, say
+from gristmill.pipelines.cli.options import json_option, print_json, root_option, say, show_text
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 LATEST = 1 << 62  # stands for `--spike` without a step
@@ -104,7 +104,7 @@ def drops(
         if as_json:
             print_json(documents)
         for document in [] if as_json else documents:
-            click.echo(explained.render(document, every=every))
+            show_text(explained.render(document, every=every))
     elif sample is not None and out is not None:
         from gristmill.pipelines.report import curation, page
 
@@ -124,7 +124,7 @@ def drops(
         if as_json:
             print_json(found)
         for row in [] if as_json else found:
-            click.echo(dropped.render(row))
+            show_text(dropped.render(row))
 
 
 @click.command()
@@ -169,7 +169,7 @@ def diff(one: Path, two: Path, count: int, seed: int, as_json: bool) -> None:
 def find(what: str | None, doc: str | None, run_id: str | None, root: Path, as_json: bool) -> None:
     """What became of a document (by id or URL): kept or dropped and why, and every row that trains on it.
 
-    With --doc, its places in the packed mixture alone: stage, row, position and, of a training run, the step. They come
+    Exit code 2 where nothing is known of it. With --doc, its places in the packed mixture alone: stage, row, position and, of a training run, the step. They come
     from an index beside the dataset, so the answer takes as long on a small root as on a large one.
 
     \b
@@ -186,22 +186,10 @@ def find(what: str | None, doc: str | None, run_id: str | None, root: Path, as_j
     found = finding.find_places(root, doc, run_id) if doc is not None else finding.find(root, what or "")
     if as_json:
         print_json(found)
-        return
     if not found["documents"]:
-        raise UsageError(
-            f"no record of {doc or what!r} in {root}" if doc is None else f"no row of {root} holds {doc!r}"
-        )
-    for document in found["documents"]:
-        click.echo(
-            f"{document['id']}  {document['url']}\n  {document['warc_file']} "
-            f"{document['warc_offset']}+{document['warc_length']}"
-        )
-        if "fate" in document:
-            click.echo(f"  {document['fate']}")
-    for place in found["places"]:
-        step = f"step {place['step']}, " if place["step"] else "no step, "
-        where = f"phase {place['phase']} row {place['row']} position {place['row_start']}"
-        click.echo(f"  trained on: {step}{where} ({place['length']} tokens)")
+        raise UsageError(f"no record of {what!r} in {root}" if doc is None else f"no row of {root} holds {doc!r}")
+    if not as_json:
+        show_text(finding.render(found))
 
 
 @click.command()
@@ -302,7 +290,7 @@ def trace(
     if step is not None:
         say(tracing.whose_step(step, tracing.run_dataset(root, run_id)[0]))
     for piece in rows:
-        click.echo(tracing.render(piece))
+        show_text(tracing.render(piece))
 
 
 def _trace_spike(
@@ -325,7 +313,7 @@ def _trace_spike(
     if as_json:
         print_json(found)
     else:
-        click.echo(spikes.render(found))
+        show_text(spikes.render(found))
 
 
 @click.command()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from gristmill.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, GristmillError
+from gristmill.core.printable import printable
 
 COMMANDS = {
     "sample": "flow",
@@ -107,5 +108,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _explain(error: GristmillError) -> None:
     if os.environ.get("GRISTMILL_TRACEBACK"):
         traceback.print_exc()
-    text = str(error)
+    text = printable(str(error), "\n\t")
     click.echo(text if ": error: " in text.split("\n", 1)[0] else f"error: {text}", err=True)

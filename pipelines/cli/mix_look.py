@@ -9,7 +9,7 @@ import click
 
 from gristmill.core.errors import EXIT_FAILED, UsageError
 from gristmill.pipelines.cli.mix_export import mix_export
-from gristmill.pipelines.cli.options import json_option, print_json, root_option, say
+from gristmill.pipelines.cli.options import json_option, print_json, root_option, say, show_text
 
 
 @click.command("verify")
@@ -85,8 +85,8 @@ def mix_show(
         return
     for found in rows:
         for piece in found["pieces"]:
-            click.echo(tracing.render(piece))
-        click.echo(found["text"])
+            show_text(tracing.render(piece))
+        show_text(found["text"])
 
 
 COMMANDS = (mix_verify, mix_show, mix_export)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from gristmill.core.places import find_root
+from gristmill.core.printable import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,6 +49,11 @@ def print_json(value: Any) -> None:
 
     sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY) + b"\n")
     sys.stdout.flush()
+
+
+def show_text(text: str) -> None:
+    """Text with names, URLs or documents in it on stdout: control characters but line ends and tabs are written out."""
+    click.echo(printable(text, "\n\t"))
 
 
 def say(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from gristmill.core.errors import FormatError, UsageError
+from gristmill.core.errors import FormatError, InputError, UsageError
 from gristmill.core.hashing import document_id
 from gristmill.core.imports import Import
 from gristmill.core.manifest import run_task
@@ -81,6 +82,7 @@ def test_malformed_lines_are_quarantined_with_their_reason(tmp_path: Path) -> No
         ({"content": "x", "meta": {"stars": 1 << 63}}, "import.bad_column"),
         ({"content": "x", "meta": {"stars": True}}, "import.bad_column"),
         ({"content": "x", "lang": ["en"]}, "import.bad_column"),
+        ({"content": "x", "uid": 123456789012345678901234}, "import.bad_column"),  # the parser rounds it
         ({"content": "y" * 500}, "import.line_too_long"),
         ({"content": "last", "meta": 3}, None),
     ]
@@ -89,7 +91,7 @@ def test_malformed_lines_are_quarantined_with_their_reason(tmp_path: Path) -> No
     assert [d["text"] for d in documents] == ["a text", "last"]
     assert [(d["warc_offset"], d["reason"]) for d in drops] == [(i, r) for i, (_, r) in enumerate(rows) if r]
     assert receipt.drops == {"import.no_text": 4}
-    assert receipt.quarantined == 8
+    assert receipt.quarantined == 9
     assert receipt.rows_in == len(rows)
     long = next(d for d in drops if d["reason"] == "import.line_too_long")
     assert (long["value"], long["threshold"]) == (len(json.dumps({"content": "y" * 500})), 400)
@@ -118,6 +120,52 @@ def test_a_cut_file_gives_what_it_has_and_says_so(pack: Any, tmp_path: Path) -> 
     assert [d["reason"] for d in drops] == ["import.truncated"]
 
 
+def test_what_stood_before_a_damaged_place_of_a_gzip_file_is_kept(tmp_path: Path) -> None:
+    """The whole file is one read, and the call that meets the fault gives nothing."""
+    rows = [{"content": f"text {i} {hash_like(i)}"} for i in range(2000)]
+    whole = bytearray(gzip.compress(lines(*rows)))
+    middle = len(whole) // 2
+    whole[middle : middle + 64] = b"\xff" * 64
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(whole)
+    receipt, documents, drops = imported(tmp_path, path)
+    got = [d["text"] for d in documents]
+    good = next((i for i, t in enumerate(got) if t != rows[i]["content"]), len(got))
+    assert good > 900
+    assert drops[-1]["reason"] == "import.truncated"
+    assert receipt.quarantined >= 1
+    sound = gzip.compress(lines(*rows[:50]))
+    path.write_bytes(sound[:-8] + bytes(8))  # the digest at the end is wrong
+    receipt, documents, drops = imported(tmp_path, path)
+    assert [d["text"] for d in documents] == [r["content"] for r in rows[:50]]
+    assert [d["reason"] for d in drops] == ["import.truncated"]
+
+
+def hash_like(number: int) -> str:
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def test_a_column_that_is_not_there_fails_the_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"content": ["a"], "meta": [{"url": "u"}]}), tmp_path / "a.parquet")
+    spec: dict[str, Any] = {"jsonl": None, "parquet": "x", "types": {}}
+    for columns, hint in (
+        ({"text": "contnet"}, "did you mean `content`"),
+        ({"text": "content", "url": "meta.ulr"}, "did you mean `meta.url`"),
+        ({}, "columns"),
+    ):
+        with pytest.raises(InputError, match=r"a\.parquet has no column `.*`; has `content`, `meta.url`") as error:
+            imported(tmp_path, tmp_path / "a.parquet", **spec, columns=columns)
+        assert hint in str(error.value.hint)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines({"contnet": "x", "meta": {"url": "u"}}, b"{broken", {"contnet": "y"}))
+    with pytest.raises(InputError, match=r"a\.jsonl has no column `content`; has `contnet`, `meta.url`") as error:
+        imported(tmp_path, path)
+    assert "contnet" in str(error.value.hint)
+    for sound in (b"", lines(b"{broken"), lines({"content": None}), lines({"other": 1}, {"content": "x"})):
+        path.write_bytes(sound)
+        imported(tmp_path, path)
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])
 def test_a_bomb_is_refused_in_bounded_memory(pack: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imports_files, "FREE_BYTES", 1 << 20)
@@ -139,6 +187,15 @@ def test_lines_across_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.Mon
             path.write_bytes(data)
             found = [v["content"] if f is None else f[0] for v, f in jsonl_rows(str(path), 100)]
             assert found == ["x", "x" * 50, "xxx", "import.line_too_long", "x" * 7]
+
+
+def test_a_parquet_file_may_not_grow_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imports_files, "FREE_BYTES", 1 << 16)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"content": ["y" * 4_000_000]}), path, compression="zstd", use_dictionary=False)
+    assert path.stat().st_size < 4_000
+    with pytest.raises(FormatError, match="grows more than"):
+        imported(tmp_path, path, jsonl=None, parquet="x", types={}, columns={"text": "content"})
 
 
 def test_parquet_with_nested_columns_and_its_own_types(tmp_path: Path) -> None:

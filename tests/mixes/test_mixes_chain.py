@@ -116,6 +116,16 @@ def test_a_later_edit_leaves_shards_tasks_and_cursors(world: Any) -> None:
     assert world["earlier"][2].manifest.phases[0].chain != one.manifest.phases[0].chain
 
 
+def test_a_budget_of_what_is_held_out_ties_every_stage_to_every_source() -> None:
+    """With `max_tokens` a cluster is held out only where it fits all its sources' budgets, also those of later stages."""
+    budget: Edit = lambda m: m["heldout"]["per_source"].update(max_tokens=500)  # noqa: E731
+    another: Edit = lambda m: m["sources"].update(idle={"path": "x/*"})  # noqa: E731
+    base = chain(edited(budget, another))
+    assert not set(base) & set(chain(edited(budget, another), CONTENTS | {"idle": "changed"}))
+    assert not set(base) & set(chain(edited(budget, lambda m: m["sources"].update(idle={"path": "y/*"}))))
+    assert chain(edited(another)) == chain(edited(another), CONTENTS | {"idle": "changed"})
+
+
 def test_other_tokens_behind_the_same_documents_make_another_chain(
     world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

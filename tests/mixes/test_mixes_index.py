@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -124,7 +125,16 @@ def test_find_doc_by_id_and_url(root: Path, dataset: PackedDataset) -> None:
         assert place["run"] is None
     assert [d["id"] for d in found["documents"]] == [document]
     assert answer("find", "--doc", found["documents"][0]["url"], "--root", str(root)) == found
-    assert answer("find", "--doc", "http://nowhere.example/", "--root", str(root))["places"] == []
+    assert answer("find", "--doc", document.upper(), "--root", str(root)) == found
+    for more in ((), ("--json",)):  # one exit code, whatever is printed
+        assert refused("find", "--doc", "http://nowhere.example/", "--root", str(root), *more)
+        assert refused("find", "http://nowhere.example/", "--root", str(root), *more)
+    nothing = CliRunner().invoke(cli, ["find", "--doc", "f" * 32, "--root", str(root), "--json"])
+    assert json.loads(nothing.stdout)["documents"] == []
+    text = CliRunner().invoke(cli, ["find", "--doc", document, "--root", str(root)]).stdout
+    first_place = found["places"][0]
+    where = f"(planned) step {first_place['step']}, phase {first_place['stage']} row {first_place['row']}"
+    assert f"trained on: {where} token {first_place['row_start']} (" in text  # no run has trained
     assert refused("find", "--doc", "x" * 32, "--root", str(root))
     assert refused("find", "--root", str(root))
 
@@ -192,3 +202,55 @@ def test_verify_prints_json_and_its_exit_code(root: Path, tmp_path: Path) -> Non
 def test_folder_of_is_the_current_dataset(root: Path, dataset: PackedDataset, tmp_path: Path) -> None:
     done = line(tmp_path, MIXTURE)
     assert (folder_of(done) / "manifest.json").read_bytes() == (dataset.folder / "manifest.json").read_bytes()
+
+
+def test_verify_sees_a_damaged_find_index(root: Path, tmp_path: Path) -> None:
+    """An index whose bytes changed answers wrongly without a word: only its digests tell."""
+    mine = Path(shutil.copytree(root, tmp_path / "root"))
+    folder = next((mine / "stages" / "shards").glob("*/manifest.json")).parent
+    for name in ("find.ids", "find.urls"):
+        damage(folder, name, lambda b: bytes(255 - c for c in b))
+    found = CliRunner().invoke(cli, ["mix", "verify", "--root", str(mine), "--json"])
+    assert found.exit_code == 1
+    assert json.loads(found.stdout)["problems"] == [
+        {"code": "hash", "where": name, "what": "differs from find.json"} for name in ("find.ids", "find.urls")
+    ]
+    damage(folder, "find.json", lambda b: b[:-9])
+    found = CliRunner().invoke(cli, ["mix", "verify", "--root", str(mine), "--json"])
+    assert [p["where"] for p in json.loads(found.stdout)["problems"]] == ["find.json"]
+
+
+def test_a_held_out_document_is_found_as_one(root: Path, dataset: PackedDataset) -> None:
+    held = pq.read_table(dataset.folder / "heldout.parquet").to_pylist()[0]
+    found = answer("find", "--doc", held["id"], "--root", str(root))
+    assert found["places"] == []
+    [document] = found["documents"]
+    store = pq.read_table(root / dataset.manifest.stores[held["store"]]["path"]).to_pylist()[held["doc"]]
+    names = ("id", "url", "warc_offset", "warc_length")
+    assert {n: document[n] for n in names} == {n: store[n] for n in names}
+    assert document["heldout"] is True
+    assert answer("find", "--doc", document["url"], "--root", str(root)) == found
+    assert "  held out\n" in CliRunner().invoke(cli, ["find", "--doc", held["id"], "--root", str(root)]).stdout
+    trained = pieces_of(dataset, "warm", 0)[0].id
+    [document] = answer("find", "--doc", trained, "--root", str(root))["documents"]
+    assert document["heldout"] is False
+
+
+def test_control_characters_of_the_data_are_written_out(root: Path, tmp_path: Path) -> None:
+    """A URL that clears the screen, rings or starts a line of its own is shown as Python writes it."""
+    mine = Path(shutil.copytree(root, tmp_path / "root"))
+    here = PackedDataset(next((mine / "stages" / "shards").glob("*/manifest.json")).parent)
+    for store in here.manifest.stores:
+        table = pq.read_table(mine / store["path"])
+        urls = pa.array(["http://a/\x1b[2J\x07\0\n\x9b" if i % 2 else None for i in range(len(table))], pa.string())
+        (mine / store["path"]).unlink()
+        pq.write_table(table.set_column(table.column_names.index("url"), "url", urls), mine / store["path"])
+    text = CliRunner().invoke(cli, ["trace", "--step", "1", "--root", str(mine)], catch_exceptions=False).stdout
+    assert r"    http://a/\x1b[2J\x07\x00\n\x9b" in text
+    assert not set(text) & set("\x1b\x07\0\x9b")
+    assert "    -\n" in text
+    assert "None" not in text
+    for piece in pieces_of(here, "warm", 0):
+        found = CliRunner().invoke(cli, ["find", "--doc", piece.id, "--root", str(mine)], catch_exceptions=False).stdout
+        assert not set(found) & set("\x1b\x07\0\x9b")
+        assert "None" not in found

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from mix_line import MIXTURE, FakeTokenizer, damage, folder_of, line
 
-from gristmill.core.errors import FormatError, UsageError
+from gristmill.core.errors import ConfigError, FormatError, UsageError
 from gristmill.core.hashing import document_id
 from gristmill.core.manifest import run_task
 from gristmill.core.stage import Receipt
@@ -304,3 +304,16 @@ def test_packaged_mixtures_run_on_small_stores(name: str, tmp_path: Path) -> Non
     unchanged, _ = load_mixture(name)
     with pytest.raises(UsageError, match="E109 phase `anneal`"):
         plan_from_stores(unchanged, docs[:1], Path(done["tokenizer"][0].output("tokenizer.json").path))
+
+
+def test_a_plan_over_stores_names_the_place(world: Any, tmp_path: Path) -> None:
+    done = world[1]
+    docs = [Path(r.output("docs.parquet").path) for r in done["tokens"]]
+    path = tmp_path / "mix.yaml"
+    path.write_text(
+        "gristmill_mix: 1\nsources:\n  de: {filter: \"language == 'xx'\"}\n"
+        "stages:\n  - {name: a, seq_len: 9, global_batch: 36, mix: {de: {epochs: 1}}}\n"
+    )
+    mixture, document = load_mixture(str(path))
+    with pytest.raises(ConfigError, match=r"mix\.yaml:3:16: error: sources\.de\.filter: E103"):
+        plan_from_stores(mixture, docs, Path(done["tokenizer"][0].output("tokenizer.json").path), document)

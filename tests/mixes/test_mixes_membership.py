@@ -9,12 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gristmill.core.errors import ConfigError, FormatError, UsageError
 from gristmill.core.hashing import document_id, hash64
 from gristmill.core.tokshards import TOKEN_DOC_SCHEMA
 from gristmill.core.tokstore import StoreWriter, TokenStore
 from gristmill.mixes.api import load_mixture
+from gristmill.mixes.catalogue import DOCUMENT
 from gristmill.mixes.membership import (
     MAX_CHILDREN,
     Overlaps,
@@ -25,8 +28,8 @@ from gristmill.mixes.membership import (
     read_columns,
     store_schema,
 )
-from gristmill.mixes.schema import Mixture
-from gristmill.mixes.sources import scan
+from gristmill.mixes.schema import HeldOut, Mixture
+from gristmill.mixes.sources import _held_clusters, scan
 
 
 def table(n: int, file: str = "a.warc.gz", **columns: Any) -> pa.Table:
@@ -199,8 +202,9 @@ def test_empty_sources_have_their_place(tmp_path: Path) -> None:
         ConfigError, match=r"mix\.yaml:3:16: error: .*E103 source `de` has no documents: filter .* of 100"
     ):
         scan(paths, mix, document=document)
-    with pytest.raises(UsageError, match="E103 source `de` has no documents"):
+    with pytest.raises(UsageError, match="E103 source `de` has no documents") as caught:
         scan(paths, mix)
+    assert "look at its filter" in (caught.value.hint or "")
 
 
 def test_held_out_goes_by_cluster_and_limit(tmp_path: Path) -> None:
@@ -250,3 +254,40 @@ def test_held_out_does_not_depend_on_listing(tmp_path: Path) -> None:
     ids = [set(scan(order, mix).heldout_table()["id"].to_pylist()) for order in ([one, two], [two, one])]
     assert ids[0] == ids[1]
     assert ids[0]
+
+
+@given(st.integers(0, 2**32), st.integers(1, 5), st.integers(0, 300))
+@settings(max_examples=60, deadline=None)
+def test_held_out_clusters_are_those_of_one_after_the_other(seed: int, sources: int, most: int) -> None:
+    rng = np.random.default_rng(seed)
+    candidates = {}
+    for name in range(sources):
+        documents = np.zeros(rng.integers(0, 40), DOCUMENT)
+        documents["length"] = rng.integers(1, 50, len(documents))
+        candidates[str(name)] = (documents, rng.integers(0, 30, len(documents)).astype(np.uint64))
+    spec = HeldOut.model_validate({"per_source": {"docs": 0.5, "max_tokens": most or 1}})
+    used, want = dict.fromkeys(candidates, 0), []
+    for cluster in sorted({int(r) for _, ranks in candidates.values() for r in ranks}):
+        more = {n: int(d["length"][r == cluster].sum()) for n, (d, r) in candidates.items()}
+        if all(used[n] + more[n] <= (most or 1) for n in candidates):
+            used = {n: used[n] + more[n] for n in candidates}
+            want.append(cluster)
+    assert _held_clusters(spec, candidates).tolist() == want
+
+
+def test_nulls_and_the_text_none_are_no_one_child(tmp_path: Path) -> None:
+    path = tmp_path / "mix.yaml"
+    path.write_text(
+        "gristmill_mix: 1\nsources:\n  fw: {split_by: language}\n"
+        "stages:\n  - {name: a, seq_len: 9, global_batch: 36, mix: {fw: {epochs: 1}}}\n"
+    )
+    mix, document = load_mixture(str(path))
+    nulls, texts = table(20, language=[None] * 20), table(20, "b", language=["none", "en"] * 10)
+    paths = written(tmp_path, nulls, texts)
+    with pytest.raises(
+        ConfigError, match=r"mix\.yaml:3:18: error: .*E102 source `fw`: 20 documents have no `language` and 10 have"
+    ):
+        scan(paths, mix, document=document)
+    named = mixture({"fw": {"split_by": "language", "filter": "language is not None"}}, {"fw": {"epochs": 1}})
+    assert [(s.name, s.documents) for s in scan(paths, named).stock] == [("fw.en", 10), ("fw.none", 10)]
+    assert [s.name for s in scan(paths[:1], mix).stock] == ["fw.none"]

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from gristmill.core.errors import ConfigError, UsageError
-from gristmill.mixes.api import load_mixture
+from gristmill.mixes.api import load_mixture, plan_from_table
 from gristmill.mixes.available import read_available, recipe_files
 from gristmill.mixes.schema import Mixture
 from gristmill.pipelines.cli.main import cli
@@ -158,7 +158,8 @@ def test_the_lock_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(recipe_files()))
 def test_a_table_goes_with_its_mixture(name: str) -> None:
     mixture, _ = load_mixture(name)
-    supplies, _ = read_available(name, mixture)
+    supplies, _, partial = read_available(name, mixture)
+    assert not partial
     assert {mixture.parent(s.name) for s in supplies} <= set(mixture.sources)
 
 
@@ -192,7 +193,7 @@ MIX: dict[str, Any] = {
 )
 def test_tables(tmp_path: Path, text: str, supplies: dict[str, Any], totals: dict[str, Any]) -> None:
     (tmp_path / "t.json").write_text(text)
-    found, sums = read_available(str(tmp_path / "t.json"), Mixture.model_validate(MIX))
+    found, sums, _ = read_available(str(tmp_path / "t.json"), Mixture.model_validate(MIX))
     by_name = {s.name: s.tokens for s in found}
     assert {name: by_name.get(name, "absent") for name in supplies} == supplies
     assert {name: sums[name] for name in totals} == totals
@@ -206,7 +207,9 @@ def test_tables(tmp_path: Path, text: str, supplies: dict[str, Any], totals: dic
         ('{"b": -2}', "E109"),
         ('{"b": 1, "b.x": 2}', "E102"),
         ("[1]", "holds no mapping"),
-        ("{", "is no JSON file"),
+        ('{\n "a": 1,\n}', r"t\.json:2:8: error: E107 this is no JSON: "),
+        ('{"a": 1,\n "b": "a", "a": 2}', r"t\.json:2:12: error: a: E107 `a` is there 2 times"),
+        ('{"a":' + "[" * 1001 + "]" * 1001 + "}", "nested too deep|expected a number|E107"),
     ],
 )
 def test_faulty_tables(tmp_path: Path, text: str, words: str) -> None:
@@ -224,3 +227,21 @@ def test_what_the_command_needs(tmp_path: Path) -> None:
     short = run("smollm3", "--available", "smollm3", "--set", "sources.math3.max_epochs=3.9")
     assert "E104 source `math3` would be seen 4.00 times by the end of phase `stage1`" in str(short.exception)
     assert "smollm3.yaml" in str(short.exception)
+    closer = str(run("smollm3", "--available", "smollm3", "--set", "sources.math3.max_epochs=4").exception)
+    assert closer.count("E104") == 1  # not of its group too
+    assert "would be seen 4.001 times" in closer
+    assert "give it a share of 0.02699 of" in closer
+
+
+def test_a_table_of_some_children_says_what_it_leaves_out(tmp_path: Path) -> None:
+    mixture = Mixture.model_validate(MIX)
+    for text, noted in (
+        ('{"fw.de": 3000, "fw.fr": 6000}', ["source `fw` is planned as fw.de, fw.fr alone"]),
+        ('{"fw": 9000, "fw.de": 3000, "fw.fr": 6000}', []),
+        ('{"fw": 9000, "fw.de": 3000}', []),
+        ('{"fw.fr": 6000}', []),  # fw.de, which the stage names, is unknown: then all of fw is
+    ):
+        (tmp_path / "t.json").write_text(text)
+        plan = plan_from_table(mixture, str(tmp_path / "t.json"))
+        found = [note.text.partition(":")[0] for note in plan.notes if note.code == "W211"]
+        assert found == noted, text

@@ -291,3 +291,17 @@ def test_the_guides_mixture_loads(tmp_path: Path) -> None:
 
 def test_json_schema_can_be_printed() -> None:
     assert "stages" in Mixture.model_json_schema()["properties"]
+
+
+def test_a_stage_with_a_rest_has_a_base(tmp_path: Path) -> None:
+    rest = FULL.replace("{en: 0.5, fw.de: 0.5}", "{fw.de: rest, en: 0.75}")
+    branched = loaded(tmp_path, rest, "branch=c")
+    assert branched.stages[1].mix == pytest.approx({"fw.de": 0.1, "en": 0.3, "fw.fr": 0.6})
+    assert branched.stages[0].mix == {"fw.de": "rest", "en": 0.75}
+
+
+def test_examples_of_hints_could_be_used(tmp_path: Path) -> None:
+    found = problems(tmp_path, HEAD + stage(global_batch="", seq_len=""))
+    hints = {p.path.rpartition(".")[2]: p.hint or "" for p in found}
+    assert hints["seq_len"].startswith("add `seq_len: 4096`")
+    assert hints["global_batch"].startswith("add `global_batch: 524288`")

@@ -16,11 +16,12 @@ import pytest
 import zstandard
 from click.testing import CliRunner
 
-from gristmill.core.errors import GristmillError, UsageError
+from gristmill.core.errors import ConfigError, GristmillError, UsageError
 from gristmill.core.manifest import read_manifest
 from gristmill.core.tokshards import PackedDataset
 from gristmill.core.tokstore import TokenStore
 from gristmill.pipelines.cli.main import cli
+from gristmill.pipelines.schema import load_recipe
 from gristmill.pipelines.tracing import dataset_folder
 
 RECIPE = """
@@ -167,6 +168,24 @@ def test_find_says_what_became_of_an_imported_document(folder: Path) -> None:
     assert {p["stage"] for p in found["places"]} == {"one"}
 
 
+def test_held_out_and_quarantined_documents_are_told(folder: Path) -> None:
+    root = folder / "mill"
+    held = pq.read_table(dataset_folder(root) / "heldout.parquet").to_pylist()
+    texts = [d for d in held if d["source"] == "starry"]
+    [document] = json.loads(gristmill("find", texts[0]["id"].upper(), "--root", root, "--json"))["documents"]
+    assert document["fate"] == "held out"
+    [row] = json.loads(gristmill("drops", "import.bad_json", "--root", root, "--json"))
+    assert {n: row[n] for n in ("stage", "file", "row", "reason", "text")} == {
+        "stage": "imports.text",
+        "file": "code/a.jsonl.zst",
+        "row": 3,
+        "reason": "import.bad_json",
+        "text": "",
+    }
+    assert "[code/a.jsonl.zst row 3]" in gristmill("drops", "import.bad_json", "--root", root)
+    assert ["imports.text", "import.bad_json", 1] in json.loads(gristmill("drops", "--root", root, "--json"))
+
+
 def test_imported_ids_are_kept_to_the_bit(folder: Path) -> None:
     tokens = read_manifest(folder / "mill", "tokens")
     assert tokens is not None
@@ -249,3 +268,18 @@ def test_a_tokenizer_that_there_is_already(folder: Path, tmp_path: Path) -> None
     assert not (mine / "mill" / "stages" / "imports.text").exists()
     with pytest.raises(UsageError, match="no such file"):
         run(mine, "--set", "tokenizer.file=none.json")
+
+
+def test_token_stores_alone_need_their_tokenizer(folder: Path, tmp_path: Path) -> None:
+    """`check` says so: nothing is there that one could be trained on."""
+    recipe = tmp_path / "r.yaml"
+    stores = "gristmill: 1\nimports:\n  mega: {megatron: m.idx, vocab_size: 384}\n"
+    recipe.write_text(stores + "tokenizer: {vocab_size: 384}\n")
+    with pytest.raises(ConfigError, match="no text to train a tokenizer on") as error:
+        gristmill("check", recipe)
+    assert "file: tokenizer.json" in str(error.value)
+    for sound in (stores, stores + "tokenizer: {file: tok.json}\n"):
+        recipe.write_text(sound)
+        load_recipe(str(recipe))
+    recipe.write_text(stores + "  text: {jsonl: a.jsonl}\ntokenizer: {vocab_size: 384}\n")
+    load_recipe(str(recipe))

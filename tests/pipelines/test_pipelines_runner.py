@@ -325,3 +325,18 @@ def test_an_unknown_stage_name_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match="no stage named 'nope'") as caught:
         graph.ancestors(nodes(), "nope")
     assert "curate.pages" in (caught.value.hint or "")
+
+
+def test_a_change_in_a_list_of_blocks_is_named_at_its_line() -> None:
+    """A mixture's stages: the leaf that differs, not two lists that are cut before they do."""
+    text = "stages:\n  - {name: a, mix: {web: 1.0}}\n  - name: b\n    mix:\n      web: 0.4\n      math: 0.6\n"
+    document = parse(text, "mix.yaml")
+    node = Node("mixture", Split({}), {"stages": Origin(document, ("stages",))})
+    old = {"stages": [{"name": "a", "mix": {"web": 1.0}}, {"name": "b", "mix": {"web": 0.5, "math": 0.5}}]}
+    assert planner.config_changes(node, old, document.data) == [
+        "config stages[1].mix.math 0.5 → 0.6 (mix.yaml:6)",
+        "config stages[1].mix.web 0.5 → 0.4 (mix.yaml:5)",
+    ]
+    assert planner.config_changes(node, {"stages": old["stages"][:1]}, document.data) == [
+        "config stages [a] → [a, b] (mix.yaml:2)"
+    ]

@@ -197,6 +197,11 @@ def test_a_missing_companion_is_named(tmp_path: Path) -> None:
         open_tokenizer(tmp_path / "b.tiktoken")
     with pytest.raises(UsageError, match="no such tokenizer file"):
         open_tokenizer(tmp_path / "none.json")
+    with pytest.raises(UsageError, match="options go before `--`"):
+        open_tokenizer("--docs")
+    (tmp_path / "gpt2-vocab.bpe.gz").write_bytes(gzip.compress(b"#version: 0.2\na b\n"))
+    with pytest.raises(UsageError, match=r"give encoder\.json"):
+        open_tokenizer(tmp_path / "gpt2-vocab.bpe.gz")
 
 
 @pytest.mark.slow

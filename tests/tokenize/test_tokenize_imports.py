@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,7 @@ LENGTHS, POINTERS, MARKS = 34, 34 + 4 * N, 34 + 12 * N
         (lambda raw: raw + b"\0" * N, "multimodal"),
         (at(LENGTHS, "<i", -1), "negative length"),
         (at(LENGTHS + 12, "<i", 0x7FFFFFFF), "points beyond"),
+        (at(LENGTHS, "<i", 4), "overlap"),
         (at(POINTERS, "<q", -2), "negative length or a pointer"),
         (at(POINTERS + 8, "<q", 7), "inside a token"),
         (at(POINTERS + 8 * (N - 1), "<q", 0x7FFFFFFFFFFFFFFE), "points beyond"),
@@ -156,6 +158,21 @@ def test_lies_of_a_megatron_index(change: Callable[[bytes], bytes], message: str
     assert len(read_megatron(index, data).length) == N
     index.write_bytes(change(index.read_bytes()))
     with pytest.raises(FormatError, match=message):
+        read_megatron(index, data)
+
+
+def test_an_index_repeats_its_tokens_a_bounded_number_of_times(tmp_path: Path) -> None:
+    index, data = megatron(tmp_path, [[5, EOS]])
+
+    def repeated(times: int) -> None:
+        head = struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 1, 8, times, times + 1)
+        body = np.full(times, 2, "<i4").tobytes() + np.zeros(times, "<i8").tobytes()
+        index.write_bytes(head + body + np.arange(times + 1, dtype="<i8").tobytes())
+
+    repeated(1000)
+    assert len(read_megatron(index, data).length) == 1000
+    repeated(1001)
+    with pytest.raises(FormatError, match="more than 1,000 times"):
         read_megatron(index, data)
 
 
@@ -203,3 +220,17 @@ def test_nothing_in_it(tmp_path: Path) -> None:
     for files, kind in ((megatron(tmp_path, []), "megatron"), (datatrove(tmp_path, []), "datatrove")):
         counters, store, _ = imported(files, kind)
         assert (counters.rows_in, len(store)) == (0, 0)
+
+
+def test_packed_rows_are_no_documents(tmp_path: Path) -> None:
+    """`mix export datatrove` writes OUT/STAGE/00042.ds beside OUT/export.json."""
+    (tmp_path / "warm").mkdir()
+    files = datatrove(tmp_path / "warm")
+    body = {"format": "gristmill-export-1", "written": "datatrove"}
+    (tmp_path / "export.json").write_text(json.dumps(body))
+    with pytest.raises(UsageError, match="packed rows") as error:
+        imported(files, "datatrove")
+    assert "mix export megatron" in str(error.value.hint)
+    for other in ({**body, "written": "megatron"}, {"format": "another"}, [body]):
+        (tmp_path / "export.json").write_text(json.dumps(other))
+        imported(files, "datatrove")

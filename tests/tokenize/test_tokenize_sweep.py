@@ -156,3 +156,15 @@ def test_faults(more: dict[str, object], match: str) -> None:
     with pytest.raises(ValidationError, match=match):
         settings_of(**more)
     assert settings_of(vocab_size=50_257, pad_to=128).padded == 50_304
+
+
+def test_a_sweep_without_use_is_a_fault_of_the_sizes(tmp_path: Path) -> None:
+    from gristmill.core.errors import ConfigError
+    from gristmill.core.settings import load
+    from gristmill.pipelines.cli.tokenizer import _settings
+
+    with pytest.raises(ConfigError, match=r"^--set:1: error: vocab_size: vocab_size lists 2 sizes"):
+        _settings(None, ["vocab_size=[512, 640]"])
+    (tmp_path / "t.yaml").write_text("reserved: 8\nvocab_size: [512, 640]\n")
+    with pytest.raises(ConfigError, match=r"t\.yaml:2:13: error: vocab_size: vocab_size lists 2 sizes"):
+        load(tmp_path / "t.yaml", Tokenizer)
