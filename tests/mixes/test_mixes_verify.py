@@ -276,6 +276,10 @@ def test_a_manifest_that_cannot_be_read_is_refused_by_name(copied: tuple[Path, P
 
 def test_a_store_is_below_the_root(copied: tuple[Path, Path]) -> None:
     for path in ("/etc/docs.parquet", "stages/../../docs.parquet"):
-        edited(copied[1], lambda m, path=path: m["stores"][0].update(path=path))
+
+        def moved(manifest: dict[str, Any], to: str = path) -> None:
+            manifest["stores"][0]["path"] = to
+
+        edited(copied[1], moved)
         with pytest.raises(FormatError, match="outside the root"):
             check(copied[1], digests=False)
