@@ -102,6 +102,7 @@ def measure(args: argparse.Namespace) -> Result:
 
     if not PEER.exists():
         subprocess.run(["make", "parity"], cwd=HERE.parent, check=True, stdout=sys.stderr)
+    args.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.scratch) as name:
         folder = Path(name)
         train, warm, fresh = divide(Path(args.text), args.shards)
