@@ -21,7 +21,7 @@ def collect(root: Path) -> dict[str, Any]:
     out: dict[str, Any] = {"format": "gristmill-report-1", "root": str(root), "funnel": [], "drops": {}}
     for name, manifest in known.items():
         total = manifest.total()
-        if total["drops"] is not None:
+        if total["drops"] is not None and manifest.receipts:  # a stage without tasks is no step of the funnel
             out["funnel"].append(
                 {
                     "stage": name,
