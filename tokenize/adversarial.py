@@ -79,10 +79,6 @@ _MIXED = [
 ]
 
 
-def code_points(texts: Sequence[str]) -> list[int]:
-    return sorted({ord(c) for c in "".join(texts)})
-
-
 def adversarial(specials: Sequence[str] = (), tokens: Sequence[str] = (), seed: int = 0) -> list[str]:
     """Some 1,500 texts, 0.3 MB: control and format characters, runs, white space in all orders, mixtures drawn by `seed`.
 
