@@ -140,7 +140,9 @@ class Pages(Stage):
                     yield _Drop.of(record, name, record.reason, quarantined=True), None
                     continue
                 page = page_of(record, limits)
-                if isinstance(page, Skip):
+                if isinstance(page, Skip) and record.kind in QUIET_KINDS:
+                    counters.drop(page.reason)  # two of three records of a crawl: no row, no place in the queue
+                elif isinstance(page, Skip):
                     yield _Drop.of(record, name, page.reason, page.value), None
                 elif reason := rules.check(page.url):
                     yield _Drop.of(record, name, reason), None

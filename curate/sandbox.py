@@ -119,7 +119,8 @@ class Sandbox:
                     more = False
                     break
                 queue.append(_Entry(*item))
-                self._turn(queue, 0.0)
+                if item[1] is not None:
+                    self._turn(queue, 0.0)
                 if queue[0].done:
                     break
             if queue and not queue[0].done:
