@@ -24,6 +24,8 @@ PARQUET_ROWS = 16
 MAX_WINDOW = 1 << 27
 """zstd frames that want more than 128 MiB of memory are refused (`zstd --long=27` writes those)."""
 
+ZSTD = b"\x28\xb5\x2f\xfd"
+
 Fault = tuple[str, float | None, float | None]
 Row = tuple[Mapping[str, Any], Fault | None]
 
@@ -53,13 +55,18 @@ def jsonl_rows(path: str, max_line: int) -> Iterator[Row]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def is_skippable(head: bytes) -> bool:
+    """Whether a zstd skippable frame begins so (RFC 8878): `pzstd` writes one before every frame of data."""
+    return head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
+
+
 def _unpacked(file: BinaryIO) -> Iterator[bytes | None]:
     """The file's content in pieces; a last None where its compression is damaged or cut."""
     head = file.read(4)
     file.seek(0)
     if head[:2] == b"\x1f\x8b":
         parts = _gunzip(file)
-    elif head == b"\x28\xb5\x2f\xfd":
+    elif head == ZSTD or is_skippable(head):
         parts = _unzstd(file)
     else:
         yield from iter(lambda: file.read(CHUNK), b"")
@@ -122,20 +129,41 @@ def _unzstd(file: BinaryIO) -> Iterator[bytes | None]:
 
     maker = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
     unpack = maker.decompressobj()
-    fresh, pending = True, b""
+    begin = made = 0  # of the current frame: its place, and the bytes it gave
+    pending = b""
     while pending := pending or file.read(SLICE):
+        at = file.tell() - len(pending)
         if unpack.eof:
-            unpack, fresh = maker.decompressobj(), True
+            unpack, begin, made = maker.decompressobj(), at, 0
         try:
             part = unpack.decompress(pending)
         except zstandard.ZstdError:
+            yield from _before_zstd_fault(file, begin, at, made)
             yield None
             return
-        fresh, pending = False, unpack.unused_data if unpack.eof else b""
+        pending, made = unpack.unused_data if unpack.eof else b"", made + len(part)
         if part:
             yield part
-    if not unpack.eof and not fresh:
+    if not unpack.eof and file.tell() > begin:
         yield None  # the last frame has no end
+
+
+def _before_zstd_fault(file: BinaryIO, begin: int, at: int, made: int) -> Iterator[bytes]:
+    """What the slice at `at` gives before the byte that fails: its frame is read once more, that slice byte by byte."""
+    import zstandard
+
+    unpack = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
+    file.seek(begin)
+    while (left := at - file.tell()) > 0:
+        made -= len(unpack.decompress(file.read(min(SLICE, left))))
+    try:
+        for byte in file.read(SLICE):
+            part = unpack.decompress(bytes((byte,)))
+            skip, made = min(max(made, 0), len(part)), made - len(part)
+            if part := part[skip:]:
+                yield part
+    except zstandard.ZstdError:
+        return
 
 
 def _lines(parts: Iterator[bytes | None], most: int) -> Iterator[tuple[bytes | None, int]]:

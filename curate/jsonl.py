@@ -12,9 +12,10 @@ from typing import IO, Any, cast
 import orjson
 
 from gristmill.core.errors import FormatError
+from gristmill.curate.imports_files import ZSTD, is_skippable
 
 MAX_LINE = 16 << 20
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_GZIP = b"\x1f\x8b"
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -50,7 +51,7 @@ def _opened(raw: IO[bytes]) -> IO[bytes]:
     raw.seek(0)
     if head.startswith(_GZIP):
         return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
-    if head == _ZSTD:
+    if head == ZSTD or is_skippable(head):
         import zstandard
 
         return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))

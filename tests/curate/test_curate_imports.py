@@ -21,6 +21,7 @@ from gristmill.core.stage import Receipt, Shard
 from gristmill.curate import imports_files, imports_text
 from gristmill.curate.imports_files import jsonl_rows
 from gristmill.curate.imports_text import ImportsText
+from gristmill.curate.jsonl import read_objects
 
 SPEC: dict[str, Any] = {
     "jsonl": "x",
@@ -139,6 +140,47 @@ def test_what_stood_before_a_damaged_place_of_a_gzip_file_is_kept(tmp_path: Path
     receipt, documents, drops = imported(tmp_path, path)
     assert [d["text"] for d in documents] == [r["content"] for r in rows[:50]]
     assert [d["reason"] for d in drops] == ["import.truncated"]
+
+
+def test_what_stood_before_a_damaged_place_of_a_zstd_file_is_kept(tmp_path: Path) -> None:
+    """As much as a decompressor gives that is fed byte by byte: of several blocks in a call that fails it gives none."""
+    rows = [{"content": f"text {i} " + "word " * 59 + "word"} for i in range(8000)]
+    first, second = zstandard.compress(lines(*rows[:100])), zstandard.compress(lines(*rows))
+    path = tmp_path / "a.jsonl"
+    for place in (7_000, 10_000):
+        broken = second[:place] + b"\xff" * (len(second) - place)  # the next block's type is reserved
+        path.write_bytes(first + broken)
+        _, documents, drops = imported(tmp_path, path)
+        got = [d["text"] for d in documents]
+        whole = given_before_fault(broken).split(b"\n")[:-1]
+        assert len(documents) + len(drops) == 100 + len(whole) + 1
+        assert len(whole) > 3_000
+        assert drops[-1]["reason"] == "import.truncated"
+        assert got[:1_100] == [row["content"] for row in [*rows[:100], *rows[:1_000]]]
+
+
+def given_before_fault(broken: bytes) -> bytes:
+    unpack, out = zstandard.ZstdDecompressor().decompressobj(), []
+    try:
+        for byte in broken:
+            out.append(unpack.decompress(bytes((byte,))))
+    except zstandard.ZstdError:
+        return b"".join(out)
+    raise AssertionError("no fault")
+
+
+def test_a_zstd_file_may_begin_with_a_skippable_frame(tmp_path: Path) -> None:
+    """As pzstd writes them: the size of the frame that follows, before each."""
+    rows = [{"content": f"text {i}"} for i in range(10)]
+    path = tmp_path / "a.jsonl"
+    skip = b"\x50\x2a\x4d\x18\x04\0\0\0" + bytes(4)
+    path.write_bytes(skip + zstandard.compress(lines(*rows[:5])) + skip + zstandard.compress(lines(*rows[5:])))
+    _, documents, drops = imported(tmp_path, path)
+    assert [d["text"] for d in documents] == [row["content"] for row in rows]
+    assert drops == []
+    assert [value for _, value in read_objects(path)] == rows
+    path.write_bytes(path.read_bytes() + skip[:6])
+    assert [d["reason"] for d in imported(tmp_path, path)[2]] == ["import.truncated"]
 
 
 def hash_like(number: int) -> str:
