@@ -61,14 +61,15 @@ def find(root: Path, what: str) -> dict[str, Any]:
     known = manifests(root)
     places = input_places(root)
     column = "id" if is_id(what) else "url"
+    record = ["id", "url", "warc_file", "warc_offset", "warc_length"]
 
     def look(stage: str, name: str, fate: str | None) -> None:
         for receipt in known[stage].receipts if stage in known else []:
             shard = next((s for s in receipt.outputs if s.name == name), None)
             if shard is None:
                 continue
-            names = ["id", "url", "warc_file", "warc_offset", "warc_length"]
-            table = read_table(shard, names if fate else [*names, "reason", "value", "threshold"])
+            more = [] if fate else ["reason", "value", "threshold"]
+            table = read_table(shard, [*record, *more])
             for row in table.filter(pc.equal(table[column], what)).to_pylist():
                 text = fate
                 if text is None:
@@ -76,7 +77,7 @@ def find(root: Path, what: str) -> dict[str, Any]:
                     if row["value"] is not None and row["threshold"] is not None:
                         text += f" ({row['value']:.6g} against {row['threshold']:.6g})"
                 key = row["id"] or f"{row['warc_file']}@{row['warc_offset']}"
-                documents[key] = {**{n: row[n] for n in names}, "fate": text}
+                documents[key] = {**{n: row[n] for n in record}, "fate": text}
 
     look("curate.pages", "drops.parquet", None)
     look("curate.pages", "pages.parquet", "extracted")
@@ -91,6 +92,9 @@ def find(root: Path, what: str) -> dict[str, Any]:
         from gristmill.mixes.tracing import find_document, heldout_documents
 
         dataset, run, order = current_order(root)
+        if not documents:  # of a token store, of which no stage writes rows, or one asked for by its own id
+            known_here = find_places(root, what)["documents"]
+            documents = {d["id"]: {**{n: d[n] for n in record}, "fate": "imported"} for d in known_here}
         for doc in documents.values():
             if doc["fate"] in ("kept", "imported"):
                 places_here = find_document(dataset, doc["id"], root)

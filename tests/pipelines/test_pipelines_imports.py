@@ -166,6 +166,22 @@ def test_find_says_what_became_of_an_imported_document(folder: Path) -> None:
     assert [d["fate"] for d in found["documents"]] == ["imported"]
     assert found["places"]
     assert {p["stage"] for p in found["places"]} == {"one"}
+    assert json.loads(gristmill("find", "u42", "--root", folder / "mill", "--json")) == found  # by its own id
+
+
+def test_find_knows_documents_of_imported_token_stores(folder: Path) -> None:
+    """No stage writes a row of them: the packed dataset tells."""
+    root = folder / "mill"
+    for source in ("mega", "trove"):
+        row = rows_of(root, source)[0]
+        found = json.loads(gristmill("find", row["id"], "--root", root, "--json"))
+        [document] = found["documents"]
+        assert (document["fate"], document["id"]) == ("imported", row["id"])
+        assert Path(document["warc_file"]).name in ("m.bin", "d.ds")
+        assert row["row"] in [place["row"] for place in found["places"]]
+        assert "imported" in gristmill("find", row["id"], "--root", root)
+    with pytest.raises(UsageError, match="no record of"):
+        gristmill("find", "0" * 32, "--root", root)
 
 
 def test_held_out_and_quarantined_documents_are_told(folder: Path) -> None:
