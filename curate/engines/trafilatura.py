@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import cache
+from typing import Any
 
 from gristmill.curate.engines import Favor, Mode
 
@@ -31,19 +33,26 @@ def extract(html: str, *, tables: bool, comments: bool, favor: Favor, mode: Mode
     _quiet()
     if sys.getrecursionlimit() < RECURSION_LIMIT:
         sys.setrecursionlimit(RECURSION_LIMIT)
-    return trafilatura.extract(
-        html,
-        fast=mode == "fast",
-        favor_precision=favor == "precision",
-        favor_recall=favor == "recall",
-        include_comments=comments,
-        include_tables=tables,
-        include_formatting=False,
-        include_links=False,
-        include_images=False,
-        deduplicate=False,
-        with_metadata=False,
+    return trafilatura.extract(html, options=_options(tables, comments, favor, mode))
+
+
+@cache
+def _options(tables: bool, comments: bool, favor: Favor, mode: Mode) -> Any:
+    """Read from trafilatura's settings file and today's date once, not for each page. A page does not change them."""
+    from trafilatura.settings import Extractor
+
+    return Extractor(
         output_format="txt",
+        fast=mode == "fast",
+        precision=favor == "precision",
+        recall=favor == "recall",
+        comments=comments,
+        tables=tables,
+        formatting=False,
+        links=False,
+        images=False,
+        dedup=False,
+        with_metadata=False,
     )
 
 
