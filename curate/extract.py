@@ -47,8 +47,7 @@ def page_text(body: bytes, content_type: str, settings: Extract, gate: LanguageG
     charset = ""
     try:
         html, charset = decode_html(body, content_type)
-        nodes = html.count("<")
-        if nodes > settings.max_nodes:
+        if len(html) > settings.max_nodes and (nodes := html.count("<")) > settings.max_nodes:
             return _drop("extract.too_many_nodes", nodes, settings.max_nodes, charset)
         if gate is not None and (refused := gate.refuses(html)) is not None:
             label, wanted = refused

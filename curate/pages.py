@@ -49,7 +49,7 @@ class Pages(Stage):
     """
 
     name = "curate.pages"
-    version = 3
+    version = 4
     upstream = ("input",)
 
     def __init__(self, config: Mapping[str, Any]) -> None:

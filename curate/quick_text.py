@@ -25,12 +25,21 @@ _HIDDEN = re.compile(r"<(?:([sS](?:cript|CRIPT|tyle|TYLE|vg|VG)|noscript|NOSCRIP
 _ENDS = {name: re.compile(f"</{name}", re.IGNORECASE) for name in ("script", "style", "noscript", "template", "svg")}
 _RUN = re.compile(f">([^<]{{{RUN_CHARS},}})")
 _TAG = re.compile(r"<[^>]*>")
+LANG_CHARS = 2_048
+"""Characters in which the `<html>` tag is sought."""
+_LANG = re.compile(r"""<html\s[^>]{0,512}?\blang\s?=\s?["']?([a-z]{2,3})(?![a-z])""", re.IGNORECASE)
 
 
 def body_start(html: str) -> int:
     """Where the body begins: at its tag or, without one, after the head; 0 where neither is written."""
     found = _BODY.search(html)
     return found.start() if found else 0
+
+
+def html_lang(html: str) -> str | None:
+    """The language that the `<html>` tag names, without script and region, in lower case."""
+    found = _LANG.search(html, 0, LANG_CHARS)
+    return found[1].lower() if found else None
 
 
 def paragraphs(html: str, start: int = 0) -> str:

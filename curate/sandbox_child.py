@@ -18,10 +18,14 @@ import signal
 import struct
 import sys
 import time
-from pathlib import Path
-from typing import Any, BinaryIO
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import orjson
+
+if TYPE_CHECKING:
+    from gristmill.curate.schema_extract import Extract
+    from gristmill.curate.schema_language import Gate
 
 LENGTHS = struct.Struct("<II")
 EXIT_MEMORY = 77
@@ -84,22 +88,23 @@ class _Worker:
         from gristmill.curate.engines import load_engine
         from gristmill.curate.extract import page_text
         from gristmill.curate.gate import LanguageGate
-        from gristmill.curate.language import Identifier
-        from gristmill.curate.schema_extract import Extract
-        from gristmill.curate.schema_language import Gate, Reading
+        from gristmill.curate.identify import LID_CHARS, LID_SLICES, Identifier
 
-        self.settings = Extract.model_validate(settings["extract"])
-        reading = Reading.model_validate(settings.get("language") or {})
-        self.identifier = Identifier(Path(settings["model"]), reading.chars, reading.slices)
+        # The parent's schema has checked these values; pydantic would take a fifth of a start here.
+        self.settings = cast("Extract", SimpleNamespace(**settings["extract"]))
+        reading = {"chars": LID_CHARS, "slices": LID_SLICES} | (settings.get("language") or {})
+        self.identifier = Identifier(settings["model"], reading["chars"], reading["slices"])
         self.gate: LanguageGate | None = None
         if settings.get("gate"):
-            self.gate = LanguageGate(Gate.model_validate(settings["gate"]), settings["wanted"], self.identifier)
+            gate = cast("Gate", SimpleNamespace(**settings["gate"]))
+            self.gate = LanguageGate(gate, settings["wanted"], self.identifier)
             self.gate.refuses("<p>A first page.")
         self.page_text = page_text
         warm = f"<html><body><article><p>{'A first page. ' * 30}</p></article></body></html>"
-        engine = {name: getattr(self.settings, name) for name in ("engine", "mode")}
+        unbounded = settings["extract"] | {"max_html_bytes": 1 << 20, "max_nodes": 1 << 20}
         load_engine(self.settings.engine, self.settings.mode)  # a broken one is an error now, not every page's fault
-        page_text(warm.encode(), "text/html; charset=utf-8", Extract(**engine))  # imports happen before the limits
+        # Imports happen before the limits.
+        page_text(warm.encode(), "text/html; charset=utf-8", cast("Extract", SimpleNamespace(**unbounded)))
         self.identifier.identify(["A first page."])
         self.test = os.environ.get(TEST_VARIABLE) == "1"
         self.memory_mb = self.settings.memory_mb

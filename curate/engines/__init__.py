@@ -7,17 +7,16 @@ its arguments alone, in any process and after any other pages. A user's own is a
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import importlib
-import importlib.metadata
-import importlib.resources
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from gristmill.curate.engines.datatrove_blocks import PREFIX, block_engine, block_of, block_uses
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "gristmill.extractors"
 
@@ -76,6 +75,10 @@ def load_engine(name: str, mode: Mode = "fast") -> Engine:
 
 def engine_uses(name: str) -> dict[str, str]:
     """What decides an engine's text: versions of its libraries, the digest of its weights, a user's own distribution."""
+    import hashlib
+    from importlib.metadata import version
+    from importlib.resources import files
+
     if name.startswith(PREFIX):
         return block_uses(name)
     found = BUILTIN.get(name)
@@ -83,9 +86,9 @@ def engine_uses(name: str) -> dict[str, str]:
         distribution = _entry_point(name).dist
         assert distribution is not None, "entry points of installed distributions know them"
         return {f"extractor.{name}": f"{distribution.name} {distribution.version}"}
-    uses = {library: importlib.metadata.version(library) for library in found.libraries}
+    uses = {library: version(library) for library in found.libraries}
     if found.weights is not None:
-        weights = importlib.resources.files(__name__).joinpath(found.weights).read_bytes()
+        weights = files(__name__).joinpath(found.weights).read_bytes()
         uses[f"extractor.{name}"] = f"{found.weights} {hashlib.sha256(weights).hexdigest()}"
     return uses
 
@@ -99,8 +102,11 @@ def engine_name(name: str) -> str:
     return name
 
 
-def _entry_point(name: str) -> importlib.metadata.EntryPoint:
-    installed = importlib.metadata.entry_points(group=GROUP)
+def _entry_point(name: str) -> EntryPoint:
+    from difflib import get_close_matches
+    from importlib.metadata import entry_points
+
+    installed = entry_points(group=GROUP)
     found = [point for point in installed if point.name == name]
     if len(found) == 1:
         return found[0]
@@ -108,7 +114,7 @@ def _entry_point(name: str) -> importlib.metadata.EntryPoint:
         owners = sorted({point.dist.name for point in found if point.dist is not None})
         raise ValueError(f"several packages name an extractor `{name}` hint: keep one of {', '.join(owners)}")
     names = [*BUILTIN, *sorted(installed.names)]
-    near = difflib.get_close_matches(name.lower(), names, 1, 0.6)
+    near = get_close_matches(name.lower(), names, 1, 0.6)
     near = near or [known for known in names if len(name) > 2 and known.startswith(name.lower())][:1]
     hint = f"did you mean `{near[0]}`?" if near else f"allowed: {', '.join(names)}, or an entry point of {GROUP}"
     raise ValueError(f"no extractor is called `{name[:40]}` hint: {hint}")

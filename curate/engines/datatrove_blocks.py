@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -60,6 +59,8 @@ def block_of(name: str) -> Extractor:
 
 def block_uses(name: str) -> dict[str, str]:
     """Versions that decide what a block extracts."""
+    from importlib.metadata import PackageNotFoundError, version
+
     out = {"datatrove": version("datatrove")}
     for library in _LIBRARIES.get(block_of(name).block.rpartition(".")[2], ()):
         try:

@@ -69,6 +69,24 @@ CASES: list[tuple[str, str, tuple[str, ...], str | None]] = [
     ("upper-case tags", page(GERMAN * 3, tag="P").replace("body", "BODY"), ("en",), "de"),
     ("entities", page("".join(f"&#{ord(c)};" for c in JAPANESE) * 6), ("en",), "ja"),
     ("scripts that no one ends", f"<body><script>{GERMAN * 9}", ("en",), None),
+    (
+        "the notices' language in the html tag",
+        page(*[JAPANESE] * 20, tag="div", extra=f"<p>{COOKIES * 4}</p>").replace("<html>", "<html lang=en>"),
+        ("ja",),
+        None,
+    ),
+    (
+        "a long text in the language of the html tag over another body",
+        page(GERMAN * 12, extra=f"<div>{ENGLISH}</div>" * 40).replace("<html>", "<html lang='de-AT'>"),
+        ("en",),
+        "de",
+    ),
+    (
+        "the same where the tag says otherwise",
+        page(GERMAN * 12, extra=f"<div>{ENGLISH}</div>" * 40).replace("<html>", "<html lang='en'>"),
+        ("en",),
+        None,
+    ),
     ("lone surrogates", page("\ud800" + GERMAN * 4), ("en",), "de"),
 ]
 

@@ -32,6 +32,10 @@ def test_a_page_that_says_nothing() -> None:
         assert page_facts(html).as_dict() == {}
 
 
+def test_no_name_that_counts_is_passed_over() -> None:
+    assert all(page_head._SAYS["meta"].search(name) for name in (*page_head._PUBLISHED, "og:title"))
+
+
 @pytest.mark.parametrize(
     ("head", "day"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gristmill.curate.quick_text import MAX_CHARS, body_start, body_text, paragraphs
+from gristmill.curate.quick_text import MAX_CHARS, body_start, body_text, html_lang, paragraphs
 
 LONG = "A paragraph of more than sixty characters, as those of articles mostly are."
 
@@ -42,6 +42,24 @@ def test_where_a_body_begins() -> None:
 
 
 @pytest.mark.parametrize(
+    ("tag", "lang"),
+    [
+        ('<!DOCTYPE html><HTML class="x" LANG="en-GB">', "en"),
+        ("<html lang=de>", "de"),
+        ("<html xml:lang='zh_Hans'>", "zh"),
+        ('<html lang = " fil">', None),
+        ("<html>", None),
+        ('<html lang="english">', None),
+        ('<htmlx lang="en">', None),
+        ('<html><body lang="en">', None),
+        (" " * 3_000 + '<html lang="en">', None),
+    ],
+)
+def test_what_the_html_tag_names(tag: str, lang: str | None) -> None:
+    assert html_lang(tag) == lang
+
+
+@pytest.mark.parametrize(
     "piece",
     [
         "<p ",
@@ -58,6 +76,7 @@ def test_where_a_body_begins() -> None:
         "<body",
         "&#1",
         "<p>&lt;<!",
+        "<html lang",
     ],
 )
 def test_hostile_pages_take_linear_time(piece: str) -> None:
@@ -66,3 +85,4 @@ def test_hostile_pages_take_linear_time(piece: str) -> None:
     start = body_start(html)
     assert len(paragraphs(html, start)) <= 2 * MAX_CHARS
     assert len(body_text(html, start)) <= 2 * MAX_CHARS
+    assert html_lang(html) is None

@@ -240,7 +240,7 @@ def test_a_process_that_cannot_start_is_an_error_not_a_quarantine(model: Path, t
     bad.write_bytes(b"no model")
     with Sandbox(Extract(), bad) as sandbox, pytest.raises(GristmillError, match="not a fastText model"):
         list(sandbox.map([job(0)]))
-    small = Extract().model_copy(update={"memory_mb": 256})  # below what the schema allows
+    small = Extract().model_copy(update={"memory_mb": 128})  # below what the schema allows
     with Sandbox(small, model) as sandbox, pytest.raises(GristmillError, match="cannot start"):
         list(sandbox.map([job(0)]))
 
