@@ -85,10 +85,10 @@ def _ngrams_twin(hashes: Array, powers: Array, ends: Array) -> Array:
     return out
 
 
-def _sentences_twin(breaks0: Array, breaks1: Array, state0: Array, state1: Array, ends: Array) -> int:
+def _sentences_twin(rows: Array, breaks0: Array, breaks1: Array, state0: Array, state1: Array, ends: Array) -> int:
     total, pending, line = 0, 0, 0
-    b0, b1, s0, s1, stops = breaks0.tolist(), breaks1.tolist(), state0.tolist(), state1.tolist(), ends.tolist()
-    for stop in stops:
+    b0, b1, s0, s1 = (column.take(rows).tolist() for column in (breaks0, breaks1, state0, state1))
+    for stop in ends.tolist():
         at, line = line, stop
         pending = 0
         for i in range(at, stop):
@@ -102,22 +102,49 @@ def _sentences_twin(breaks0: Array, breaks1: Array, state0: Array, state1: Array
     return total
 
 
+def _gather_twin(rows: Array, start: Array, count: Array, *columns: Array) -> list[Array]:
+    counts = count.take(rows)
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    at = np.repeat(start.take(rows) - (ends - counts), counts) + np.arange(total)
+    return [column.take(at) for column in columns]
+
+
+def _hashes_twin(codes: Array, lengths: Array) -> tuple[Array, Array]:
+    hashes, powers = [], []
+    at = 0
+    for n in lengths.tolist():
+        h = 0
+        for code in codes[at : at + n].tolist():
+            h = (h * BASE + code + 1) % PRIME
+        at += n
+        hashes.append(h)
+        powers.append(pow(BASE, n, PRIME))
+    return np.array(hashes, np.uint64), np.array(powers, np.uint64)
+
+
 class Kernels(NamedTuple):
     """The loops, compiled or not.
 
     `ngrams(hashes, powers, ends)`: per word (n,) uint64 hash, uint64 BASE**length, int64 end offset among the joined
     characters -> int64 (9,): characters of the most frequent 2-, 3-, 4-gram times its count, joined by spaces (-1
     with fewer words than that), then characters in repeated 5- to 10-grams, where a repeat is skipped whole.
-    `sentences(breaks0, breaks1, state0, state1, ends)`: per chunk columns of `Lexicon.sentence_columns`, and the end of
-    each line among them -> number of sentences of all lines, at least one each.
+    `sentences(rows, breaks0, breaks1, state0, state1, ends)`: int64 chunks, four of `segmenter.CHUNK_COLUMNS`, and the
+    int64 end of each line among the chunks -> number of sentences of all lines, at least one each.
+    `gather(rows, start, count, length, hash, power, flags)`: int64 chunks, two of CHUNK_COLUMNS and WORD_COLUMNS -> the
+    latter of the chunks' words, one after another.
+    `hashes(codes, lengths)`: uint32 code points of joined words and the int64 length of each word -> per word its
+    uint64 hash and BASE**length.
     """
 
     ngrams: Callable[[Array, Array, Array], Array]
-    sentences: Callable[[Array, Array, Array, Array, Array], int]
+    sentences: Callable[[Array, Array, Array, Array, Array, Array], int]
+    gather: Callable[..., list[Array]]
+    hashes: Callable[[Array, Array], tuple[Array, Array]]
     compiled: bool
 
 
-TWINS = Kernels(_ngrams_twin, _sentences_twin, False)
+TWINS = Kernels(_ngrams_twin, _sentences_twin, _gather_twin, _hashes_twin, False)
 
 
 @cache
@@ -127,10 +154,21 @@ def kernels() -> Kernels:
         from gristmill.curate import kernels_numba
     except ImportError:
         return TWINS
-    ngrams, sentences = kernels_numba.compiled()
+    ngrams, sentences, gather, hashes = kernels_numba.compiled()
 
     def ngrams_of(hashes: Array, powers: Array, ends: Array) -> Array:
         out: Array = ngrams(hashes, powers, ends, _S, TOP_SIZES[-1], DUP_SIZES[0], DUP_SIZES[-1])
         return out
 
-    return Kernels(ngrams_of, sentences, True)
+    def gather_of(rows: Array, start: Array, count: Array, *columns: Array) -> list[Array]:
+        total = int(count.take(rows).sum())
+        out = [np.empty(total, column.dtype) for column in columns]
+        gather(rows, start, count, *columns, *out)
+        return out
+
+    def hashes_of(codes: Array, lengths: Array) -> tuple[Array, Array]:
+        out = np.empty((2, len(lengths)), np.uint64)
+        hashes(codes, lengths, np.uint64(BASE), out)
+        return out[0], out[1]
+
+    return Kernels(ngrams_of, sentences, gather_of, hashes_of, True)

@@ -108,21 +108,60 @@ def _ngrams(hashes: Any, powers: Any, ends: Any, step: Any, top_last: int, dup_f
     return out
 
 
-def _sentences(breaks0: Any, breaks1: Any, state0: Any, state1: Any, ends: Any) -> Any:
+def _sentences(rows: Any, breaks0: Any, breaks1: Any, state0: Any, state1: Any, ends: Any) -> Any:
     total = 0
     at = 0
     for line in range(ends.shape[0]):
         pending = 0
         while at < ends[line]:
+            row = rows[at]
             if pending:
-                total += breaks1[at]
-                pending = state1[at]
+                total += breaks1[row]
+                pending = state1[row]
             else:
-                total += breaks0[at]
-                pending = state0[at]
+                total += breaks0[row]
+                pending = state0[row]
             at += 1
         total += 1
     return total
+
+
+def _gather(
+    rows: Any,
+    start: Any,
+    count: Any,
+    length: Any,
+    hashes: Any,
+    powers: Any,
+    flags: Any,
+    lengths_out: Any,
+    hashes_out: Any,
+    powers_out: Any,
+    flags_out: Any,
+) -> Any:
+    n = 0
+    for row in rows:
+        for at in range(start[row], start[row] + count[row]):
+            lengths_out[n] = length[at]
+            hashes_out[n] = hashes[at]
+            powers_out[n] = powers[at]
+            flags_out[n] = flags[at]
+            n += 1
+    return n
+
+
+def _hashes(codes: Any, lengths: Any, base: Any, out: Any) -> Any:
+    at = 0
+    for i in range(lengths.shape[0]):
+        h = np.uint64(0)
+        power = np.uint64(1)
+        for _ in range(lengths[i]):
+            h = _add(_mul(h, base), np.uint64(codes[at]) + _B1)
+            power = _mul(power, base)
+            at += 1
+        out[0, i] = h
+        out[1, i] = power
+    return at
 
 
 def _copies(hashes: Any, lengths: Any, step: Any, top_last: int, dup_first: int, dup_last: int) -> Any:
@@ -195,23 +234,27 @@ def _copies(hashes: Any, lengths: Any, step: Any, top_last: int, dup_first: int,
 def compiled_copies() -> Callable[..., Any]:
     """`_copies`, compiled now; apart from the others, which every recipe with rules needs."""
     signature = "int64[::1](uint64[::1], int64[::1], uint64, int64, int64, int64)"
-    try:
-        loop: Callable[..., Any] = numba.njit(signature, cache=True, nogil=True)(_copies)
-    except (OSError, RuntimeError):
-        loop = numba.njit(signature, nogil=True)(_copies)
+    with light_numba():
+        try:
+            loop: Callable[..., Any] = numba.njit(signature, cache=True, nogil=True)(_copies)
+        except (OSError, RuntimeError):
+            loop = numba.njit(signature, nogil=True)(_copies)
     return loop
 
 
-def compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`_ngrams` and `_sentences`, compiled now; without a disk cache where numba finds no folder to write to."""
+def compiled() -> list[Callable[..., Any]]:
+    """`_ngrams`, `_sentences`, `_gather` and `_hashes`, compiled now; without a disk cache where numba finds no folder to write to."""
     u64, i64, i32, u8 = "uint64[::1]", "int64[::1]", "int32[::1]", "uint8[::1]"
     signatures = (
         (_ngrams, f"{i64}({u64}, {u64}, {i64}, uint64, int64, int64, int64)"),
-        (_sentences, f"int64({i32}, {i32}, {u8}, {u8}, {i64})"),
+        (_sentences, f"int64({i64}, {i32}, {i32}, {u8}, {u8}, {i64})"),
+        (_gather, f"int64({i64}, {i64}, {i64}, {i64}, {u64}, {u64}, {u8}, {i64}, {u64}, {u64}, {u8})"),
+        (_hashes, f"int64(uint32[::1], {i64}, uint64, uint64[:, ::1])"),
     )
     with light_numba():
         try:
+            loops: list[Callable[..., Any]]
             loops = [numba.njit(signature, cache=True, nogil=True)(loop) for loop, signature in signatures]
         except (OSError, RuntimeError):
             loops = [numba.njit(signature, nogil=True)(loop) for loop, signature in signatures]
-    return loops[0], loops[1]
+    return loops

@@ -1,8 +1,9 @@
-"""Loads spaCy and numba without what they would load for others: 1.6 s of CPU in a process that has torch and scipy.
+"""Loads spaCy and numba without what they would load for others: 1.8 s of CPU in a process that has torch and scipy.
 
-spaCy's thinc imports torch if it is there, numba scipy's BLAS and every package that extends it; nothing here needs any of
-them. All can be imported as ever afterwards, and numba then finds them. Only thinc stays without torch, which matters to
-neural pipelines in the same process; where torch or thinc was loaded before nothing changes.
+spaCy's thinc imports torch if it is there, spaCy its command line (web clients and templates, 0.2 s), numba scipy's BLAS
+and every package that extends it; nothing here needs any of them. All can be imported as ever afterwards, and numba then
+finds them. Only thinc stays without torch, which matters to neural pipelines in the same process; where torch or thinc
+was loaded before nothing changes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 _BLAS = "numba.np.arraymath"
 
@@ -31,9 +33,56 @@ def _held_back(name: str, unless: str) -> Iterator[bool]:
 
 def load_spacy() -> ModuleType:
     """`import spacy`, for its rule-based tokenizers."""
-    with _held_back("torch", "thinc"):
+    with _held_back("torch", "thinc"), _spacy_without_cli():
         import spacy
     return spacy
+
+
+@contextmanager
+def _spacy_without_cli() -> Iterator[None]:
+    """`import spacy` inside imports its command line not yet, but for one function that does so when it is called."""
+    names = ("spacy.cli", "spacy.cli.info")
+    held = "spacy" not in sys.modules and not any(name in sys.modules for name in names)
+    if held:
+        sys.modules.update({name: ModuleType(name) for name in names})
+        sys.modules["spacy.cli.info"].info = _spacy_info  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for name in names if held else ():
+            del sys.modules[name]
+
+
+def _spacy_info(*args: Any, **options: Any) -> Any:
+    from spacy.cli.info import info
+
+    return info(*args, **options)
+
+
+@contextmanager
+def _loads_only() -> Iterator[None]:
+    """Functions from numba's disk cache are loaded without all that it knows to compile, which takes 0.1 s to set up.
+
+    numba sets it up before it looks into its cache, and again where it compiles.
+    """
+    from numba.core.caching import Cache
+    from numba.core.runtime import rtsys
+
+    original = Cache.load_overload
+
+    def load_overload(self: Any, sig: Any, context: Any) -> Any:
+        rtsys.initialize(context)
+        context.refresh = lambda: None
+        try:
+            return original(self, sig, context)
+        finally:
+            vars(context).pop("refresh", None)  # None: another `light_numba` around this one
+
+    Cache.load_overload = load_overload  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Cache.load_overload = original  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -45,7 +94,7 @@ def light_numba() -> Iterator[None]:
     if waiting:
         entrypoints._already_initialized = True
     try:
-        with _held_back("scipy.linalg", _BLAS) as held:
+        with _held_back("scipy.linalg", _BLAS) as held, _loads_only():
             yield
         found = sys.modules.get(_BLAS)
         if held and hasattr(found, "_HAVE_BLAS") and importlib.util.find_spec("scipy") is not None:

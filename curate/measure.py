@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from gristmill.core.docshards import TableWriter, read_batches
 from gristmill.core.stage import Counters, Outbox, Stage, Task
+from gristmill.curate.chunks import Scan
 from gristmill.curate.columns import COLUMNS, Family
 from gristmill.curate.columns import METRIC_SCHEMA as METRIC_SCHEMA
 from gristmill.curate.final_text import STEPS, pages_shard
@@ -32,7 +33,7 @@ from gristmill.curate.metrics import (
 )
 from gristmill.curate.metrics_c4 import rewrite
 from gristmill.curate.schema import C4Rewrite, RefinedWebRewrite
-from gristmill.curate.words import LEXICONS
+from gristmill.curate.words import LEXICONS, Lexicon
 
 TABLE_LANGUAGES = frozenset({"en"})
 """Languages that the published tables (stop words, C4's phrases and sentence rule) are written for."""
@@ -49,6 +50,8 @@ MEASURE_SCHEMA = pa.schema(
 """One row per page, in the order of `curate.pages`."""
 
 _GROUP_ROWS, _GROUP_CHARS = 4096, 32_000_000  # rows and rewritten characters of one Parquet row group
+TOGETHER = 200_000
+"""Characters of text whose new chunks are segmented in one call."""
 _REWRITES = {"c4": "c4.text", "refinedweb": "refinedweb.text"}
 _SEGMENTED = ("words", "ngrams", "layout", "c4")
 _AT = {name: i for i, name in enumerate(METRIC_SCHEMA.names)}
@@ -72,6 +75,10 @@ class Plan:
     """Only texts in these are measured beyond `raw.chars`: others are dropped whatever they measure, and a tokenizer
     for each of 40 stray languages takes 0.1 to 5 s to load. None: all."""
 
+    def c4_of(self, language: str | None) -> C4Rewrite | None:
+        """C4's line rules for texts in a language; None where they are off or have no tables."""
+        return self.c4 if "c4" in self.families and rules_language(language) in TABLE_LANGUAGES else None
+
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Plan:
         """From the stage's config."""
@@ -87,11 +94,38 @@ class Plan:
         )
 
 
-def measure_text(text: str, language: str | None, plan: Plan) -> list[Any]:
-    """One row of METRIC_SCHEMA."""
+@dataclass
+class _Page:
+    """A text that is to be measured, its chunks looked up."""
+
+    text: str
+    language: str | None
+    n_lines: int = 0
+    """As `str.splitlines` cuts them."""
+    stripped: list[str] = field(default_factory=list)
+    """Those lines without white space around; blank ones only where C4 keeps them."""
+    lexicon: Lexicon | None = None
+    scan: Scan | None = None
+
+
+def _page(text: str, language: str | None, plan: Plan) -> _Page:
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode()  # lone surrogates become "?"; Parquet cannot hold them
-    on = plan.families
+    page = _Page(text, language)
+    if plan.languages is not None and language not in plan.languages:
+        return page
+    lines = text.splitlines()
+    c4 = plan.c4_of(language)
+    blank = c4 is not None and c4.min_words_per_line < 1  # then C4 keeps blank lines
+    page.n_lines, page.stripped = len(lines), [bare for line in lines if (bare := line.strip()) or blank]
+    if not plan.families.isdisjoint(_SEGMENTED) and (lexicon := LEXICONS.of(language)) is not None:
+        page.lexicon, page.scan = lexicon, lexicon.scan(page.stripped)
+    return page
+
+
+def _row(page: _Page, plan: Plan) -> list[Any]:
+    """One row of METRIC_SCHEMA."""
+    text, language, on = page.text, page.language, plan.families
     row: list[Any] = [None] * len(METRIC_SCHEMA)
     row[0] = len(text)
     if plan.languages is not None and language not in plan.languages:
@@ -102,16 +136,12 @@ def measure_text(text: str, language: str | None, plan: Plan) -> list[Any]:
 
     known = rules_language(language)
     tables = known in TABLE_LANGUAGES
-    lines = text.splitlines()
     if "lines" in on:
-        put(_LINES, line_metrics(text, lines))
+        put(_LINES, line_metrics(text, page.n_lines, page.stripped))
     n_words = None
-    lexicon = None if on.isdisjoint(_SEGMENTED) else LEXICONS.get(language)
-    if lexicon is not None:
-        c4 = plan.c4 if "c4" in on and tables else None
-        blank = c4 is not None and c4.min_words_per_line < 1  # then C4 keeps blank lines
-        stripped = [bare for line in lines if (bare := line.strip()) or blank]
-        segmented = lexicon.lines(stripped)
+    if (lexicon := page.lexicon) is not None and page.scan is not None:
+        lexicon.begin()
+        segmented = lexicon.finish(page.scan)
         if "words" in on or "ngrams" in on:
             words = lexicon.gather(segmented.rows)
             n_words = len(words)
@@ -121,8 +151,8 @@ def measure_text(text: str, language: str | None, plan: Plan) -> list[Any]:
             put(_WORDS, word_metrics(text, words, stop_words=stops, ngrams="ngrams" in on))
         else:
             n_words = lexicon.word_count(segmented.rows)
-        if c4 is not None:
-            left = rewrite(stripped, segmented, lexicon, c4)
+        if (c4 := plan.c4_of(language)) is not None:
+            left = rewrite(page.stripped, segmented, lexicon, c4)
             layout = layout_metrics(left.text, left.words, plan.short_line_chars)
             marks = (left.sentences, left.lorem_ipsum_line, left.curly_bracket_line, left.text)
             put(_C4, (len(left.text), left.words, *layout, *marks))
@@ -140,6 +170,27 @@ def measure_text(text: str, language: str | None, plan: Plan) -> list[Any]:
     return row
 
 
+def _rows(texts: Sequence[str | None], languages: Sequence[str | None], plan: Plan) -> Iterator[list[Any]]:
+    """Rows of METRIC_SCHEMA. New chunks of about TOGETHER characters of text are segmented in one call: a call for
+    each text takes twice as long."""
+    pages: list[_Page] = []
+    size = 0
+    for i, (text, language) in enumerate(zip(texts, languages, strict=True), 1):
+        if not pages:
+            LEXICONS.trim()
+        pages.append(_page(text or "", language, plan))
+        size += len(text or "")
+        if size >= TOGETHER or i == len(texts):
+            scans: dict[Lexicon, list[Scan]] = {}
+            for page in pages:
+                if page.lexicon is not None and page.scan is not None:
+                    scans.setdefault(page.lexicon, []).append(page.scan)
+            for lexicon, group in scans.items():
+                lexicon.learn(group)
+            yield from (_row(page, plan) for page in pages)
+            pages, size = [], 0
+
+
 def measure_batch(
     texts: Sequence[str | None],
     languages: Sequence[str | None],
@@ -153,7 +204,7 @@ def measure_batch(
     `short_line_chars` is FineWeb's length of a short line in characters. A plan replaces both.
     """
     plan = plan or Plan(c4=c4, short_line_chars=short_line_chars)
-    rows = [measure_text(t or "", lang, plan) for t, lang in zip(texts, languages, strict=True)]
+    rows = list(_rows(texts, languages, plan))
     columns = zip(*rows, strict=True) if rows else ([] for _ in METRIC_SCHEMA)
     families = {"size", *plan.families} | ({"words"} if "ngrams" in plan.families else set())
     arrays = [

@@ -94,8 +94,9 @@ def _runs_of_lines(text: str) -> list[str]:
     return parts
 
 
-def line_metrics(text: str, lines: Sequence[str]) -> LineMetrics:
-    """`lines` is `text.splitlines()`; the duplicate rules split at line feeds only, as datatrove's do."""
+def line_metrics(text: str, n_lines: int, stripped: Sequence[str]) -> LineMetrics:
+    """`n_lines` and `stripped` are the number and the stripped lines of `text.splitlines()`, blank ones there or not;
+    the duplicate rules split at line feeds only, as datatrove's do."""
     if not text:
         return LineMetrics(None, None, None, None, None, None)
     paragraphs = _paragraphs(text.strip())
@@ -104,16 +105,16 @@ def line_metrics(text: str, lines: Sequence[str]) -> LineMetrics:
     line_dups, line_chars = duplicates(parts)
     bullets = ellipses = 0
     if any(bullet in text for bullet in _BULLETS):
-        bullets = sum(line.lstrip().startswith(_BULLETS) for line in lines)
+        bullets = sum([line.startswith(_BULLETS) for line in stripped])
     if any(ellipsis in text for ellipsis in _ELLIPSES):
-        ellipses = sum(line.rstrip().endswith(_ELLIPSES) for line in lines)
+        ellipses = sum([line.endswith(_ELLIPSES) for line in stripped])
     return LineMetrics(
         paragraph_dups / len(paragraphs),
         paragraph_chars / len(text),
         line_dups / len(parts),
         line_chars / len(text),
-        bullets / len(lines),
-        ellipses / len(lines),
+        bullets / n_lines,
+        ellipses / n_lines,
     )
 
 
@@ -176,8 +177,8 @@ def layout_metrics(text: str, n_words: int | None, short_line_chars: int) -> Lay
     newlines = text.count("\n")
     return LayoutMetrics(
         len(lines),
-        sum(line[-1] in stops for line in lines) / len(lines),
-        sum(len(line) <= short_line_chars for line in lines) / len(lines),
+        sum(map(stops.__contains__, [line[-1] for line in lines])) / len(lines),
+        sum(map(short_line_chars.__ge__, map(len, lines))) / len(lines),
         duplicates(lines)[1] / (len(text) - newlines),
         newlines / n_words if n_words else None,
     )

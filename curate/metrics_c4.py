@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gristmill.curate.kernels import kernels
 from gristmill.curate.schema import C4Rewrite
 from gristmill.curate.words import Ints, Lexicon, Lines
 
@@ -54,9 +53,9 @@ def rewrite(lines: list[str], segmented: Lines, lexicon: Lexicon, rules: C4Rewri
     kept: list[str] = []
     pieces: list[Ints] = []  # chunk rows of each kept line; their order does not matter
     cleaned: list[str] = []
-    bounds = segmented.starts.tolist()
+    bounds, counts = segmented.starts.tolist(), segmented.counts.tolist()
     for i, line in enumerate(lines):
-        if segmented.counts[i] < rules.min_words_per_line:
+        if counts[i] < rules.min_words_per_line:
             continue
         if len(line) > rules.max_word_chars >= 0 and any(len(w) > rules.max_word_chars for w in line.split()):
             continue
@@ -86,6 +85,5 @@ def rewrite(lines: list[str], segmented: Lines, lexicon: Lexicon, rules: C4Rewri
         rows = np.concatenate(pieces)
         ends = np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)))
         n_words = lexicon.word_count(rows)
-        breaks0, breaks1, state0, state1 = lexicon.sentence_columns(rows)
-        n_sentences = int(kernels().sentences(breaks0, breaks1, state0, state1, ends))
+        n_sentences = lexicon.sentences(rows, ends)
     return C4Text("\n".join(kept).strip(), n_words, n_sentences, lorem_line, curly_line)

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gristmill.curate.kernels import BASE, PRIME
+from gristmill.curate.kernels import BASE, PRIME, kernels
 from gristmill.curate.light_imports import load_spacy
 from gristmill.curate.segmenter_plain import cutter
 
@@ -27,12 +28,12 @@ NONSYMBOL, ALPHA, STOP_SHIFT = 1, 2, 2
 plus one."""
 
 LONG = 64  # longer chunks (URLs, base64, unspaced scripts) seldom come back and are not memoised
-NOTHING: frozenset[str] = frozenset()
 SENTENCE_END, PUNCTUATION, OTHER = 2, 1, 0
 """What a token is to spaCy's Sentencizer."""
 
 Ints = npt.NDArray[np.int64]
 Columns = dict[str, npt.NDArray[Any]]
+Edges = dict[int, tuple[frozenset[str], frozenset[str]]]
 
 CHUNK_COLUMNS: dict[str, npt.DTypeLike] = {
     "start": np.int64,
@@ -76,18 +77,25 @@ class Column:
         self.size = end
 
     def take(self, rows: Ints) -> npt.NDArray[Any]:
-        return self._data[rows]
+        return self._data.take(rows)
+
+    def all(self) -> npt.NDArray[Any]:
+        """A view of what was added; good until more is."""
+        return self._data[: self.size]
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Chunks cut into words: CHUNK_COLUMNS but `start` per chunk, WORD_COLUMNS per word, the words, and by chunk the
-    tokens that special cases may be matched on (at its start, at its end), where there are any."""
+    """Chunks cut into words: CHUNK_COLUMNS but `start` per chunk, WORD_COLUMNS per word, and the words.
+
+    `edges` has the tokens at a chunk's start and at its end that special cases may be matched on, where these are not
+    its first and its last word alone.
+    """
 
     chunks: Columns
     words: Columns
     strings: list[str]
-    edges: dict[int, tuple[frozenset[str], frozenset[str]]]
+    edges: Edges
 
 
 def word_hash(word: str) -> int:
@@ -98,23 +106,37 @@ def word_hash(word: str) -> int:
     return h
 
 
+def word_columns(words: Sequence[str]) -> Columns:
+    """`length`, `hash` and `power` of words."""
+    length = np.fromiter(map(len, words), np.int64, len(words))
+    codes = np.frombuffer(bytearray("".join(words), "utf-32-le"), np.uint32)
+    return dict(zip(("length", "hash", "power"), (length, *kernels().hashes(codes, length)), strict=True))
+
+
 class Segmenter:
     """One of spaCy's blank pipelines and every distinct token that it has made since `forget`. Not thread-safe."""
 
     def __init__(self, code: str) -> None:
         spacy = load_spacy()
         from datatrove.utils.text import PUNCTUATION_SET
+        from spacy.language import create_tokenizer
         from spacy.pipeline.sentencizer import Sentencizer
         from spacy.symbols import IS_PUNCT, ORTH
         from spacy.tokenizer import Tokenizer
+        from spacy.vocab import create_vocab
 
-        self._nlp = spacy.blank(code)
-        vocab: Any = self._nlp.vocab
+        # what spacy.blank makes, without a pipeline around it, which takes longer
+        defaults = spacy.util.get_lang_class(code).Defaults
+        vocab: Any = create_vocab(code, defaults)
+        # none of the twenty attributes of a new lexeme is read from it, and they take half of a miss
+        self._is_punctuation = vocab.lex_attr_getters[IS_PUNCT]
+        vocab.lex_attr_getters = {}
+        language: Any = SimpleNamespace(vocab=vocab, Defaults=defaults)
+        tok: Any = create_tokenizer()(language)
         # spaCy cannot forget the lexeme whose key is 1 when a memory zone ends and fails at its next use (datatrove
         # then deletes the word from the text, from the second document on); made outside any zone, it stays
         vocab["IS_ALPHA"]
-        tok: Any = self._nlp.tokenizer
-        self._tokenizer = tok
+        self._vocab, self._tokenizer = vocab, tok
         # the same tokenizer without special cases, to see which tokens a special case is matched on
         self._bare = Tokenizer(
             vocab,
@@ -130,14 +152,13 @@ class Segmenter:
         self._special = frozenset(part.get(ORTH) for parts in tok.rules.values() for part in parts)
         self.pairs: set[tuple[str, str]] = set()
         """Tokens that stand side by side in a special case."""
-        for special in tok.rules:
-            self.pairs.update(pairwise(t.text for t in self._bare(special) if not t.is_space))
-        self._plain = cutter(code, self._cases, self.pairs)
+        runs = [[t.text for t in self._bare(special) if not t.is_space] for special in tok.rules]
+        for run in runs:
+            self.pairs.update(pairwise(run))
+        self._plain = cutter(code, self._cases, runs)
         self._firsts = {second for _, second in self.pairs}
         self._lasts = {first for first, _ in self.pairs}
-        # none of the twenty attributes of a new lexeme is read from it, and they take half of a miss
-        self._is_punctuation = vocab.lex_attr_getters[IS_PUNCT]
-        vocab.lex_attr_getters = {}
+        self._heads, self._tails = tuple(self._firsts), tuple(self._lasts)
         self._punctuation = PUNCTUATION_SET
         self._terminals = frozenset(Sentencizer.default_punct_chars)
         self._stop = {word: i + 1 << STOP_SHIFT for i, word in enumerate(STOP_WORDS)}
@@ -151,22 +172,17 @@ class Segmenter:
         self._breaks.clear()
         self._numbers: dict[str, int] = {}  # text -> token
         [self._newline] = self._learn(["\n"])
-        self._ids: dict[int, int] = {
-            self._nlp.vocab.strings.add("\n"): self._newline
-        }  # spaCy's key of a string -> token
+        self._ids: dict[int, int] = {self._vocab.strings.add("\n"): self._newline}  # spaCy's key of a string -> token
 
     def segment(self, chunks: Sequence[str]) -> Segments:
         """Cut chunks into words. Lone surrogates count as `?`."""
-        with self._nlp.memory_zone():  # frees the lexemes at the end: the vocabulary would grow without bound
+        with self._vocab.memory_zone():  # frees the lexemes at the end: the vocabulary would grow without bound
             tokens, counts, plain = self._tokens(chunks)
             owner = np.repeat(np.arange(len(chunks)), counts)
             is_word = self._take("word", tokens)
             words, owner = tokens[is_word], owner[is_word]
             n_words = np.bincount(owner, minlength=len(chunks))
-            edges = self._edges(chunks, words, owner, n_words, plain)
-        hot = np.zeros(len(chunks), np.uint8)
-        for i, (firsts, lasts) in edges.items():
-            hot[i] = (1 if firsts else 0) | (2 if lasts else 0)
+            hot, edges = self._edges(chunks, words, owner, n_words, plain)
         symbols, ends = self._take("symbol", tokens).tobytes(), np.cumsum(counts).tolist()
         breaks = [self._breaks_of(symbols[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
         numbers = np.array(breaks, np.int32).reshape(len(chunks), 4)
@@ -183,10 +199,8 @@ class Segmenter:
         columns: Columns = {name: np.zeros(n, dtype) for name, dtype in CHUNK_COLUMNS.items() if name != "start"}
         columns["count"] += 1
         columns["breaks1"] += 1
-        rows = zip(*(self._features(chunk)[: len(WORD_COLUMNS)] for chunk in chunks), strict=True)
-        words: Columns = {
-            name: np.array(values, dtype) for (name, dtype), values in zip(WORD_COLUMNS.items(), rows, strict=True)
-        }
+        found = self._features(list(chunks), [chunk.strip() for chunk in chunks])
+        words = {name: found[name] for name in WORD_COLUMNS}
         return Segments(columns, words, list(chunks), {})
 
     def _take(self, name: str, tokens: Ints) -> npt.NDArray[Any]:
@@ -230,7 +244,7 @@ class Segmenter:
         keys = tokenizer(_utf8("\n".join(chunks))).to_array([self._orth]).reshape(-1).tolist()
         found = list(map(self._ids.get, keys))
         if None in found:
-            strings = self._nlp.vocab.strings
+            strings = self._vocab.strings
             new = list(dict.fromkeys(k for k, token in zip(keys, found, strict=True) if token is None))
             self._ids.update(zip(new, self._named([strings[key] for key in new]), strict=True))
             found = [self._ids[k] for k in keys]
@@ -244,37 +258,40 @@ class Segmenter:
 
     def _learn(self, texts: Iterable[str]) -> list[int]:
         """New tokens' numbers."""
-        rows = {text: self._features(text) for text in texts}
-        if not rows:
+        texts = list(texts)
+        if not texts:
             return []
         begin = len(self._texts)
-        for name, values in zip(_TOKEN_COLUMNS, zip(*rows.values(), strict=True), strict=True):
+        words = [text.strip() for text in texts]
+        for name, values in self._features(texts, words).items():
             self._columns[name].extend(values)
-        self._texts += [text.strip() for text in rows]
+        self._texts += words
         numbers = list(range(begin, len(self._texts)))
-        self._numbers.update(zip(rows, numbers, strict=True))
+        self._numbers.update(zip(texts, numbers, strict=True))
         return numbers
 
-    def _features(self, text: str) -> tuple[Any, ...]:
-        """_TOKEN_COLUMNS of one token."""
+    def _features(self, texts: list[str], words: list[str]) -> Columns:
+        """_TOKEN_COLUMNS of tokens and of what is left of them without white space."""
+        kinds = [(NONSYMBOL | ALPHA, OTHER) if t.isascii() and t.isalpha() else self._kind(t) for t in texts]
+        stop, special, firsts, lasts = self._stop, self._special, self._firsts, self._lasts
+        return {
+            **word_columns(words),
+            "flags": np.array(
+                [flags | stop.get(word, 0) for (flags, _), word in zip(kinds, words, strict=True)], np.uint8
+            ),
+            "symbol": np.array([symbol for _, symbol in kinds], np.uint8),
+            "word": np.array([bool(word) for word in words]),
+            "special": np.array([word in special for word in words]),
+            "first": np.array([word in firsts for word in words]),
+            "last": np.array([word in lasts for word in words]),
+        }
+
+    def _kind(self, text: str) -> tuple[int, int]:
+        """(flags without a stop word's, symbol) of a token."""
         word = text.strip()
-        if text.isalpha() and text.isascii():
-            flags, symbol = NONSYMBOL | ALPHA, OTHER
-        else:
-            flags = 0 if self._punctuation.issuperset(word) else NONSYMBOL
-            flags |= ALPHA if any(map(str.isalpha, word)) else 0
-            symbol = SENTENCE_END if text in self._terminals else PUNCTUATION if self._is_punctuation(text) else OTHER
-        return (
-            len(word),
-            word_hash(word),
-            pow(BASE, len(word), PRIME),
-            flags | self._stop.get(word, 0),
-            symbol,
-            bool(word),
-            word in self._special,
-            word in self._firsts,
-            word in self._lasts,
-        )
+        flags = 0 if self._punctuation.issuperset(word) else NONSYMBOL
+        flags |= ALPHA if any(map(str.isalpha, word)) else 0
+        return flags, SENTENCE_END if text in self._terminals else PUNCTUATION if self._is_punctuation(text) else OTHER
 
     def _breaks_of(self, symbols: bytes) -> tuple[int, int, int, int]:
         """(breaks0, breaks1, state0, state1) of a chunk's tokens: full stops, then anything that is no punctuation."""
@@ -296,36 +313,36 @@ class Segmenter:
 
     def _edges(
         self, chunks: Sequence[str], words: Ints, owner: Ints, n_words: Ints, plain: npt.NDArray[np.bool_]
-    ) -> dict[int, tuple[frozenset[str], frozenset[str]]]:
-        """By chunk, the tokens at its start and at its end that may be part of a special case with a neighbour's."""
+    ) -> tuple[npt.NDArray[np.uint8], Edges]:
+        """The column `hot`, and `Segments.edges`."""
+        hot = np.zeros(len(chunks), np.uint8)
         full = np.flatnonzero(n_words)
         ends = np.cumsum(n_words)[full]
         first, last = words[ends - n_words[full]], words[ends - 1]
-        at_start, at_end = self._take("first", first), self._take("last", last)
-        touching = np.flatnonzero(at_start | at_end)
-        alone = {token: frozenset((self._texts[token],)) for token in np.unique(np.append(first, last)).tolist()}
-        heads = [
-            alone[t] if a else NOTHING
-            for t, a in zip(first[touching].tolist(), at_start[touching].tolist(), strict=True)
-        ]
-        tails = [
-            alone[t] if b else NOTHING for t, b in zip(last[touching].tolist(), at_end[touching].tolist(), strict=True)
-        ]
-        edges = dict(zip(full[touching].tolist(), zip(heads, tails, strict=True), strict=True))
+        hot[full] = self._take("first", first) + 2 * self._take("last", last).astype(np.uint8)
         # where a special case acted, the tokens that it was matched on may differ from those that it gave
-        special = np.unique(owner[self._take("special", words) & ~plain[owner]]).tolist()
+        acted = np.unique(owner[self._take("special", words) & ~plain[owner]]).tolist()
+        special = [i for i in acted if chunks[i].startswith(self._heads) or chunks[i].endswith(self._tails)]
+        edges: Edges = {}
+        if not special:
+            return hot, edges
+        own_heads, own_tails = np.zeros(len(chunks), np.int64), np.zeros(len(chunks), np.int64)
+        own_heads[full], own_tails[full] = first, last
         bare_heads, n_heads = self._cut(self._bare, [chunks[i][:LONG] for i in special])
         bare_tails, n_tails = bare_heads, n_heads
         if any(len(chunks[i]) > LONG for i in special):
             bare_tails, n_tails = self._cut(self._bare, [chunks[i][-LONG:] for i in special])
         begins, stops = np.cumsum(n_heads) - n_heads, np.cumsum(n_tails) - 1
-        for i, head, tail in zip(special, bare_heads[begins].tolist(), bare_tails[stops].tolist(), strict=True):
-            firsts, lasts = edges.get(i, (NOTHING, NOTHING))
-            firsts |= {self._texts[head]} & self._firsts
-            lasts |= {self._texts[tail]} & self._lasts
-            if firsts or lasts:
-                edges[i] = (firsts, lasts)
-        return edges
+        heads, tails = (
+            zip(bare_heads[begins].tolist(), own_heads[special].tolist(), strict=True),
+            zip(bare_tails[stops].tolist(), own_tails[special].tolist(), strict=True),
+        )
+        for i, head, tail in zip(special, heads, tails, strict=True):
+            firsts = frozenset(self._texts[t] for t in head) & self._firsts
+            lasts = frozenset(self._texts[t] for t in tail) & self._lasts
+            edges[i] = firsts, lasts
+            hot[i] = bool(firsts) + 2 * bool(lasts)
+        return hot, edges
 
 
 def _utf8(text: str) -> str:

@@ -11,21 +11,22 @@ that every rule works on arrays. Row 0 is a whitespace token: spaCy makes one of
 
 from __future__ import annotations
 
-import re
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from gristmill.curate.chunks import Ints, Scan, chunk_table
+from gristmill.curate.kernels import kernels
 from gristmill.curate.segmenter import ALPHA as ALPHA
 from gristmill.curate.segmenter import (
     CHUNK_COLUMNS,
     LONG,
     WORD_COLUMNS,
     Column,
-    Ints,
+    Edges,
     Segmenter,
     Segments,
 )
@@ -36,7 +37,7 @@ from gristmill.curate.segmenter import word_hash as word_hash
 from gristmill.curate.tokenizers import tokenizer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
 MAX_ROWS = 1_000_000  # memo rows of one process, all languages: about 300 MB; then everything is forgotten
 MAX_CHARS = 64_000_000  # characters held by those rows
@@ -46,8 +47,6 @@ LONG_BUDGET = 50_000  # characters per document in chunks over LONG that spaCy g
 ZONE = 4_096  # chunks segmented in one call
 
 Words64 = npt.NDArray[np.uint64]
-
-_RUNS = re.compile(r"\S+|\s+")
 
 
 @dataclass(frozen=True)
@@ -73,17 +72,7 @@ class Lines:
 
     rows: Ints
     starts: Ints
-    counts: list[int]
-
-
-def split_line(line: str) -> tuple[list[str], int]:
-    """A line's chunks, with "\\n" standing for each whitespace token between or after them; and the chunk count."""
-    chunks = line.split()
-    n = len(chunks)
-    if n and " ".join(chunks) != line:
-        # spaCy swallows one space per gap; any other gap is a token, which matters to its sentence rule
-        chunks = [run if not run.isspace() else "\n" for run in _RUNS.findall(line) if run != " "]
-    return chunks, n
+    counts: Ints
 
 
 class Lexicon:
@@ -98,10 +87,12 @@ class Lexicon:
     def clear(self) -> None:
         """Forget everything. Changes no result."""
         self._segmenter.forget()
-        self._memo: dict[str, int] = {"\n": 0}
+        self._table = chunk_table()
+        self._joined: dict[str, int] = {}  # chunks with a space inside
+        self._chunks = [""]  # by row
         self._long: dict[str, int] = {}
         self._budget = LONG_BUDGET
-        self._edges: dict[int, tuple[frozenset[str], frozenset[str]]] = {}
+        self._edges: Edges = {}
         self._strings: list[str] = []
         self._columns = {name: Column(dtype) for name, dtype in {**CHUNK_COLUMNS, **WORD_COLUMNS}.items()}
         self.chars = 0
@@ -114,92 +105,118 @@ class Lexicon:
         self._long.clear()
         self._budget = LONG_BUDGET
 
-    def lines(self, lines: Iterable[str]) -> Lines:
-        """Segment lines (without their line ends; only their strip()ped content counts but for inner gaps)."""
-        flat: list[str] = []
-        counts: list[int] = []
-        stops = [0]
-        for line in lines:
-            chunks, n = split_line(line)
-            flat += chunks
-            flat.append("\n")
-            counts.append(n)
-            stops.append(len(flat))
-        starts = np.array(stops, np.int64)
-        rows = self._lookup(flat)
+    def scan(self, lines: Sequence[str]) -> Scan:
+        """Look up lines (without their line ends), learning nothing yet; for `learn` and then `finish`."""
+        return self._table.scan(lines)
+
+    def learn(self, scans: Sequence[Scan]) -> None:
+        """Segment what is missing in scans of any number of documents, but for long chunks."""
+        new = list(dict.fromkeys(chunk for scan in scans for chunk in scan.missing.values() if len(chunk) <= LONG))
+        rows = dict(zip(new, range(self.rows, self.rows + len(new)), strict=True))
+        self._segment(new)
+        for scan in scans:
+            scan.rows[list(scan.missing)] = [rows.get(chunk, -1) for chunk in scan.missing.values()]
+            scan.missing = {at: chunk for at, chunk in scan.missing.items() if len(chunk) > LONG}
+
+    def finish(self, scan: Scan) -> Lines:
+        """Lines of a scan whose document has begun and whose missing chunks but the long ones are learned."""
+        rows, starts = scan.rows, scan.starts
+        if scan.missing:
+            rows[list(scan.missing)] = self._rows_of(list(scan.missing.values()))
         hot = self._columns["hot"].take(rows)
         near = np.flatnonzero((hot[:-1] & 2).astype(bool) & (hot[1:] & 1).astype(bool)).tolist()
         joints = [i for i in near if self._may_join(int(rows[i]), int(rows[i + 1]))]
         if joints:
-            flat, gone = _joined(flat, joints)
-            rows = self._lookup(flat)
-            starts -= np.searchsorted(np.array(gone, np.int64), starts)
-        return Lines(rows, starts, counts)
+            runs, gone = self._runs(rows, joints)
+            rows[list(runs)] = self._rows_of(list(runs.values()))
+            rows = np.delete(rows, gone)
+            starts = starts - np.searchsorted(np.array(gone, np.int64), starts)
+        return Lines(rows, starts, scan.counts)
+
+    def lines(self, lines: Sequence[str]) -> Lines:
+        """Segment lines (without their line ends; only their strip()ped content counts but for inner gaps)."""
+        scan = self.scan(lines)
+        self.learn([scan])
+        return self.finish(scan)
 
     def gather(self, rows: Ints) -> Words:
         """Word features of a sequence of chunk rows."""
-        at = self._positions(rows)
-        take = {name: self._columns[name].take(at) for name in WORD_COLUMNS}
-        return Words(take["length"], take["hash"], take["power"], take["flags"])
+        start, count = self._columns["start"].all(), self._columns["count"].all()
+        return Words(*kernels().gather(rows, start, count, *(self._columns[name].all() for name in WORD_COLUMNS)))
 
     def word_count(self, rows: Ints) -> int:
         return int(self._columns["count"].take(rows).sum())
 
-    def sentence_columns(self, rows: Ints) -> list[npt.NDArray[Any]]:
-        """(breaks0, breaks1, state0, state1) per chunk, for `kernels.sentences`."""
-        return [self._columns[name].take(rows) for name in ("breaks0", "breaks1", "state0", "state1")]
+    def sentences(self, rows: Ints, ends: Ints) -> int:
+        """Sentences of lines of chunk rows; `ends` is where each line ends among them."""
+        breaks0, breaks1, state0, state1 = (
+            self._columns[name].all() for name in ("breaks0", "breaks1", "state0", "state1")
+        )
+        return kernels().sentences(rows, breaks0, breaks1, state0, state1, ends)
 
     def words(self, text: str) -> list[str]:
         """The words themselves: spaCy's tokens, stripped, without the empty ones."""
         self.begin()
-        strings = self._strings
-        return [strings[i] for i in self._positions(self.lines(text.splitlines()).rows).tolist()]
-
-    def _positions(self, rows: Ints) -> Ints:
-        count = self._columns["count"].take(rows)
-        ends = np.cumsum(count)
-        total = int(ends[-1]) if len(ends) else 0
-        first = self._columns["start"].take(rows) - (ends - count)
-        positions: Ints = np.repeat(first, count) + np.arange(total)
-        return positions
-
-    def _lookup(self, flat: list[str]) -> Ints:
-        found: list[int | None] = list(map(self._memo.get, flat))
-        if None in found:
-            missing = [i for i, row in enumerate(found) if row is None]
-            self._learn(dict.fromkeys(flat[i] for i in missing))
-            memo, long = self._memo, self._long
-            for i in missing:
-                chunk = flat[i]
-                found[i] = memo[chunk] if chunk in memo else long[chunk]
-        return np.array(found, np.int64)
+        rows = self.lines(text.splitlines()).rows
+        start, count = (self._columns[name].take(rows).tolist() for name in ("start", "count"))
+        return [word for a, n in zip(start, count, strict=True) for word in self._strings[a : a + n]]
 
     def _may_join(self, left: int, right: int) -> bool:
         """Whether some token at the end of one chunk and some token at the start of the next stand side by side in a
         special case."""
-        lasts, firsts = self._edges[left][1], self._edges[right][0]
+        lasts = self._edges[left][1] if left in self._edges else self._word(left, -1)
+        firsts = self._edges[right][0] if right in self._edges else self._word(right, 0)
         return any((a, b) in self._pairs for a in lasts for b in firsts)
 
-    def _learn(self, chunks: Iterable[str]) -> None:
+    def _word(self, row: int, at: int) -> tuple[str]:
+        """A chunk's first word (0) or its last (-1)."""
+        start = self._columns["start"].all()[row]
+        return (self._strings[start + (at and self._columns["count"].all()[row] - 1)],)
+
+    def _runs(self, rows: Ints, joints: list[int]) -> tuple[dict[int, str], list[int]]:
+        """Chunks with those at i and i + 1 made one, for each i of `joints` (ascending): what begins where; and the
+        positions that went."""
+        runs: dict[int, str] = {}
+        gone: list[int] = []
+        head = -1
+        for i in joints:
+            if not gone or gone[-1] != i:
+                head = i
+            run, following = runs.get(head) or self._chunks[rows[i]], self._chunks[rows[i + 1]]
+            if len(run) + len(following) < JOINED:  # a long run (":( ( ( ( (") costs its square
+                runs[head] = f"{run} {following}"
+                gone.append(i + 1)
+        return runs, gone
+
+    def _rows_of(self, chunks: list[str]) -> list[int]:
+        """Rows of long chunks and of joined ones."""
         cut: list[str] = []
         whole: list[str] = []
-        for chunk in chunks:
-            if len(chunk) <= LONG:
-                cut.append(chunk)
-            elif chunk not in self._long:
+        for chunk in dict.fromkeys(chunks):
+            if len(chunk) > LONG and chunk not in self._long:
                 fits = len(chunk) <= min(EXACT, self._budget)
                 self._budget -= len(chunk) if fits else 0
                 (cut if fits else whole).append(chunk)
-        for at in range(0, len(cut), ZONE):
-            part = cut[at : at + ZONE]
-            self._add(part, self._segmenter.segment(part))
+            elif len(chunk) <= LONG and chunk not in self._joined:
+                cut.append(chunk)
+        self._segment(cut)
         if whole:
             self._add(whole, self._segmenter.whole(whole))
+        return [(self._joined if len(chunk) <= LONG else self._long)[chunk] for chunk in chunks]
+
+    def _segment(self, chunks: list[str]) -> None:
+        for at in range(0, len(chunks), ZONE):
+            part = chunks[at : at + ZONE]
+            self._add(part, self._segmenter.segment(part))
 
     def _add(self, chunks: list[str], found: Segments) -> None:
+        short: dict[str, int] = {}
         for row, chunk in enumerate(chunks, self.rows):
-            (self._memo if len(chunk) <= LONG else self._long)[chunk] = row
+            (self._long if len(chunk) > LONG else self._joined if " " in chunk else short)[chunk] = row
             self.chars += len(chunk)
+        if short:
+            self._table.add(list(short), list(short.values()))
+        self._chunks += chunks
         for i, edges in found.edges.items():
             self._edges[self.rows + i] = edges
         count = found.chunks["count"]
@@ -210,40 +227,34 @@ class Lexicon:
         self.rows += len(chunks)
 
 
-def _joined(flat: list[str], joints: list[int]) -> tuple[list[str], list[int]]:
-    """Chunks with those at i and i + 1 made one, for each i of `joints` (ascending); and the positions that went."""
-    gone: list[int] = []
-    out: list[str] = []
-    at = 0
-    for i in joints:
-        out += flat[at : i + 1]
-        at = i + 1
-        if len(out[-1]) + len(flat[at]) < JOINED:  # a long run (":( ( ( ( (") costs its square
-            out[-1] += " " + flat[at]
-            gone.append(at)
-            at += 1
-    return out + flat[at:], gone
-
-
 class Lexicons(threading.local):
     """The lexicons of one thread, by spaCy pipeline, within one bound on their total size."""
 
     def __init__(self) -> None:
         self._by_code: dict[str, Lexicon] = {}
 
-    def get(self, language: str | None) -> Lexicon | None:
-        """The lexicon for a fastText label, ready for a new document; None where words need a segmenter."""
-        code = tokenizer_of(language)
-        if code is None:
-            return None
+    def trim(self) -> None:
+        """Forget everything where the bound is reached. Not between a scan and its `finish`."""
         lexicons = self._by_code.values()
         if sum(x.rows for x in lexicons) >= MAX_ROWS or sum(x.chars for x in lexicons) >= MAX_CHARS:
             for lexicon in lexicons:
                 lexicon.clear()
+
+    def of(self, language: str | None) -> Lexicon | None:
+        """The lexicon for a fastText label; None where words need a segmenter."""
+        code = tokenizer_of(language)
+        if code is None:
+            return None
         if code not in self._by_code:
             self._by_code[code] = Lexicon(code)
-        lexicon = self._by_code[code]
-        lexicon.begin()
+        return self._by_code[code]
+
+    def get(self, language: str | None) -> Lexicon | None:
+        """The same, within the bound and ready for a new document."""
+        self.trim()
+        lexicon = self.of(language)
+        if lexicon is not None:
+            lexicon.begin()
         return lexicon
 
 

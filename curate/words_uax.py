@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from gristmill.curate.segmenter import LONG, STOP_WORDS, Column, Ints, word_hash
+from gristmill.curate.chunks import chunk_table
+from gristmill.curate.segmenter import LONG, STOP_WORDS, Column, Ints, word_columns
 from gristmill.curate.words import Words64
 
 MAX_ROWS = 500_000  # memo rows of one thread, about 100 MB; then everything is forgotten
@@ -50,8 +52,11 @@ class UaxLexicon(threading.local):
 
     def clear(self) -> None:
         """Forget everything. Changes no result."""
-        self._memo: dict[str, int] = {}
+        self._table = chunk_table()
+        self._joined: dict[str, int] = {}  # chunks of texts with a joiner
         self._columns = {name: Column(dtype) for name, dtype in _COLUMNS.items()}
+        for column in self._columns.values():
+            column.extend([0])  # row 0: white space
         self._hash = Column(np.uint64)
         self._length = Column(np.int64)
         self._chars = 0
@@ -60,64 +65,68 @@ class UaxLexicon(threading.local):
         """Words of a text, both kinds."""
         if self._columns["start"].size >= MAX_ROWS or self._chars >= MAX_CHARS:
             self.clear()
-        rows, long = self._rows(text.split())
+        rows = self._rows(text)
         chars, flags = self._columns["chars"].take(rows), self._columns["flags"].take(rows)
         if _JOINER in text:
-            self._forget(long)
-            rows, long = self._rows(_JOINED_CHUNKS.findall(text))
+            rows = self._rows_joined(_JOINED_CHUNKS.findall(text))
         count = self._columns["count"].take(rows)
         ends = np.cumsum(count)
         total = int(ends[-1]) if len(ends) else 0
         at = np.repeat(self._columns["start"].take(rows) - (ends - count), count) + np.arange(total)
-        found = Tokens(chars, flags, self._hash.take(at), self._length.take(at))
-        self._forget(long)
-        return found
+        return Tokens(chars, flags, self._hash.take(at), self._length.take(at))
 
     def words(self, text: str) -> list[str]:
         """The UAX #29 words themselves."""
         return [word for chunk in _JOINED_CHUNKS.findall(text) for word in self._cut(chunk)]
 
-    def _rows(self, chunks: list[str]) -> tuple[Ints, list[str]]:
-        """Rows of the chunks, and which of them are too long to remember."""
-        found: list[Any] = list(map(self._memo.get, chunks))
-        long: list[str] = []
-        if None in found:
-            new = dict.fromkeys(chunk for chunk, row in zip(chunks, found, strict=True) if row is None)
-            long = [chunk for chunk in new if len(chunk) > LONG]  # they seldom come back
-            self._learn(list(new))
-            memo = self._memo
-            found = [memo[chunk] for chunk in chunks]
-        return np.array(found, np.int64), long
+    def _rows(self, text: str) -> Ints:
+        """Rows of the whitespace-separated words."""
+        scan = self._table.scan(text.split("\n"))
+        rows = scan.rows
+        if scan.missing:
+            new = self._learn(dict.fromkeys(scan.missing.values()))
+            short = [chunk for chunk in new if len(chunk) <= LONG]  # others seldom come back
+            self._table.add(short, [new[chunk] for chunk in short])
+            rows[list(scan.missing)] = [new[chunk] for chunk in scan.missing.values()]
+        return rows[rows != 0]
 
-    def _forget(self, chunks: list[str]) -> None:
-        for chunk in chunks:
-            self._memo.pop(chunk, None)
+    def _rows_joined(self, chunks: list[str]) -> Ints:
+        """Rows of chunks in which joiners may be."""
+        new = self._learn(dict.fromkeys(chunk for chunk in chunks if chunk not in self._joined))
+        known = self._joined
+        rows = np.array([known[chunk] if chunk in known else new[chunk] for chunk in chunks], np.int64)
+        known.update((chunk, row) for chunk, row in new.items() if len(chunk) <= LONG)
+        return rows
 
     def _cut(self, chunk: str) -> list[str]:
         if chunk.isascii() and chunk.isalnum():  # letters and digits join: most chunks are one word
             return [chunk]
         return [piece for piece in self._boundary.split(chunk) if piece and piece[0].isalnum()]
 
-    def _learn(self, chunks: list[str]) -> None:
-        starts, counts, chars, flags = [], [], [], []
-        hashes: list[int] = []
-        lengths: list[int] = []
+    def _learn(self, chunks: Iterable[str]) -> dict[str, int]:
+        """Chunks and their new rows."""
+        chunks = list(chunks)
+        cut = [self._cut(chunk) for chunk in chunks]
+        words = word_columns([word for pieces in cut for word in pieces])
+        count = np.fromiter(map(len, cut), np.int64, len(cut))
         row = self._columns["start"].size
-        for chunk in chunks:
-            words = self._cut(chunk)
-            starts.append(self._hash.size + len(hashes))
-            counts.append(len(words))
-            chars.append(len(chunk))
-            flags.append((ALPHA if any(map(str.isalpha, chunk)) else 0) | (STOP if chunk.lower() in _STOP else 0))
-            hashes += map(word_hash, words)
-            lengths += map(len, words)
-            self._memo[chunk] = row
-            row += 1
-            self._chars += len(chunk)
-        for name, values in (("start", starts), ("count", counts), ("chars", chars), ("flags", flags)):
+        chars = np.fromiter(map(len, chunks), np.int64, len(chunks))
+        columns: dict[str, Any] = {
+            "start": self._hash.size + np.cumsum(count) - count,
+            "count": count,
+            "chars": chars,
+            "flags": [
+                (ALPHA if chunk.isalpha() or any(map(str.isalpha, chunk)) else 0)
+                | (STOP if chunk.lower() in _STOP else 0)
+                for chunk in chunks
+            ],
+        }
+        for name, values in columns.items():
             self._columns[name].extend(values)
-        self._hash.extend(hashes)
-        self._length.extend(lengths)
+        self._hash.extend(words["hash"])
+        self._length.extend(words["length"])
+        self._chars += int(chars.sum())
+        return dict(zip(chunks, range(row, row + len(chunks)), strict=True))
 
 
 UAX = UaxLexicon()

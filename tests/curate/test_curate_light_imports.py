@@ -28,3 +28,52 @@ assert sys.modules.get("torch", 0) is not None and sys.modules.get("scipy.linalg
 def test_what_is_held_back_comes_later() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_command_line_of_spacy_comes_when_asked_for() -> None:
+    code = """
+import sys
+from gristmill.curate.words import words
+assert words("It isn't so.") == ["It", "is", "n't", "so", "."]
+assert not {"spacy.cli", "spacy.cli.info", "typer", "httpx"} & sys.modules.keys()
+import spacy
+assert spacy.info(silent=True)["spacy_version"] == spacy.__version__
+import spacy.cli
+assert callable(spacy.cli.download)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_extraction_process_starts_without_what_pages_do_not_need() -> None:
+    code = """
+import sys
+from gristmill.curate import charset, gate, identify, page_head, sandbox_child
+from gristmill.curate.extract import page_text
+from gristmill.curate.engines import load_engine
+load_engine("resiliparse")
+print(*({"pydantic", "numpy", "pyarrow", "zipfile", "importlib.metadata"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == []
+
+
+def test_numba_is_set_up_when_something_is_compiled() -> None:
+    """Loading from the disk cache skips it; a function that is compiled inside or later is as ever."""
+    code = """
+import numba, numpy as np
+from numba.core.caching import Cache
+from gristmill.curate.light_imports import light_numba
+load = Cache.load_overload
+@numba.njit
+def total(values):
+    return values.sum()
+with light_numba():
+    from gristmill.curate.engines.blocks import extract
+    extract("<p>A first page.</p>")
+    assert Cache.load_overload is not load
+assert Cache.load_overload is load
+assert total(np.array([2, 1])) == 3
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -79,12 +79,35 @@ def test_ngram_kernel_equals_twin_and_datatrove(words: list[str], repeat: int) -
 @given(st.lists(st.lists(st.sampled_from(range(6)), max_size=8), max_size=12))
 def test_sentence_kernel_equals_twin(lines: list[list[int]]) -> None:
     kinds = np.array([[0, 1, 0, 0], [0, 0, 0, 1], [0, 1, 1, 1], [0, 1, 1, 0], [2, 3, 1, 1], [1, 1, 0, 1]])
-    flat = [kind for line in lines for kind in line]
-    table = kinds[flat] if flat else np.zeros((0, 4), int)
-    b0, b1 = (np.ascontiguousarray(table[:, i]).astype(np.int32) for i in (0, 1))
-    s0, s1 = (np.ascontiguousarray(table[:, i]).astype(np.uint8) for i in (2, 3))
+    rows = np.array([kind for line in lines for kind in line], np.int64)
+    b0, b1 = (np.ascontiguousarray(kinds[:, i]).astype(np.int32) for i in (0, 1))
+    s0, s1 = (np.ascontiguousarray(kinds[:, i]).astype(np.uint8) for i in (2, 3))
     ends = np.cumsum(np.array([len(line) for line in lines], np.int64)).astype(np.int64)
-    assert K.kernels().sentences(b0, b1, s0, s1, ends) == K.TWINS.sentences(b0, b1, s0, s1, ends)
+    assert K.kernels().sentences(rows, b0, b1, s0, s1, ends) == K.TWINS.sentences(rows, b0, b1, s0, s1, ends)
+
+
+@given(st.lists(st.integers(0, 3), max_size=20))
+def test_gather_kernel_equals_twin(rows: list[int]) -> None:
+    words = [
+        np.arange(6),
+        np.arange(6, dtype=np.uint64) << 60,
+        np.arange(6, dtype=np.uint64),
+        np.arange(6, dtype=np.uint8),
+    ]
+    chunks = [np.array(rows, np.int64), np.array([0, 0, 1, 3]), np.array([0, 1, 2, 3])]
+    kernel, twin = K.kernels().gather(*chunks, *words), K.TWINS.gather(*chunks, *words)
+    assert [column.tolist() for column in kernel] == [column.tolist() for column in twin]
+    assert [column.dtype for column in kernel] == [column.dtype for column in twin]
+
+
+@given(st.lists(st.text(max_size=9), max_size=9))
+def test_hash_kernel_equals_twin(words: list[str]) -> None:
+    words = [word.encode("utf-8", "replace").decode() for word in words]
+    codes = np.frombuffer(bytearray("".join(words), "utf-32-le"), np.uint32)
+    lengths = np.array([len(word) for word in words], np.int64)
+    kernel, twin = K.kernels().hashes(codes, lengths), K.TWINS.hashes(codes, lengths)
+    assert kernel[0].tolist() == twin[0].tolist() == [word_hash(word) for word in words]
+    assert kernel[1].tolist() == twin[1].tolist()
 
 
 @given(st.lists(st.tuples(st.integers(0, K.PRIME - 1), st.integers(0, K.PRIME - 1)), min_size=1, max_size=20))
@@ -103,7 +126,7 @@ def test_hash_of_a_concatenation_follows_from_the_parts() -> None:
 def test_four_meanings_of_one_threshold() -> None:
     """The vectors that tell datatrove's semantics from other tools'."""
     lines = "\n".join("AABBCDEFGH")
-    assert line_metrics(lines, lines.splitlines()).dup_lines == 0.2  # later copies only
+    assert line_metrics(lines, 10, lines.splitlines()).dup_lines == 0.2  # later copies only
     text = "a b c d e a b c d e"
     row = measure_batch([text], ["en"], None, 30).to_pylist()[0]
     assert row["raw.dup_5gram_chars"] == 5 / 19  # one copy, without its spaces, over all characters
@@ -178,10 +201,12 @@ def test_twin_measures_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["\n".join(" ".join(rng.choices(WORDS, k=30)) + "." for _ in range(6)) for _ in range(20)]
     compiled = measure_batch(texts, ["en"] * 20, C4Rewrite(), 30)
     import gristmill.curate.metrics as metrics
-    import gristmill.curate.metrics_c4 as metrics_c4
+    from gristmill.curate import chunks, measure, segmenter, words
 
-    monkeypatch.setattr(metrics, "kernels", lambda: K.TWINS)
-    monkeypatch.setattr(metrics_c4, "kernels", lambda: K.TWINS)
+    for module in (metrics, words, segmenter):
+        monkeypatch.setattr(module, "kernels", lambda: K.TWINS)
+    monkeypatch.setattr(words, "chunk_table", chunks.ChunksTwin)
+    monkeypatch.setattr(measure, "LEXICONS", words.Lexicons())
     assert measure_batch(texts, ["en"] * 20, C4Rewrite(), 30).equals(compiled)
 
 

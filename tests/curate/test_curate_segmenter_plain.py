@@ -11,7 +11,8 @@ import pytest
 from gristmill.curate.segmenter import Segmenter
 from gristmill.curate.segmenter_plain import cutter
 
-OPENING, CLOSING = list("([\"“‘'"), list(")]\"”’',;:!?.")
+OPENING, CLOSING = list("([\"“‘'$£€#*_&<{"), [*")]\"”’',;:!?.(*_}>—–", "...", ".."]
+INSIDE = [*"------__/=:(,.'’–—", "--", "__", "+", "@"]
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +37,11 @@ def chunks(english: Segmenter, n: int) -> list[str]:
     words = sorted(
         {w for case in english._cases for w in (case, case.strip(".'’")) if w and not any(map(str.isspace, w))}
     )
-    words += ["word", "Word", "WORD", "a", "A", "I", "s", "S", "x", "D", "km", "8", "10"] * 60
+    words += ["word", "Word", "WORD", "a", "A", "I", "s", "S", "x", "D", "km", "8", "10", "com", "10km"] * 60
     out = []
     for _ in range(n):
-        core = "-".join(rng.choices(words, k=rng.choice([1, 1, 1, 2, 3])))
+        core = "".join(word + rng.choice(INSIDE) for word in rng.choices(words, k=rng.choice([0, 0, 0, 1, 2])))
+        core += rng.choice(words)
         if rng.random() < 0.2:
             core = "".join(rng.choices("0123456789.,", k=rng.randint(1, 6)))
         if rng.random() < 0.15:
@@ -77,11 +79,26 @@ def test_as_spacy_cuts_them(english: Segmenter) -> None:
         ("(Mr.)", None),
         ("don't", None),
         ("it’s", None),
-        ("WORD.", None),
-        ("word...", None),
+        ("WORD.", ["WORD", "."]),
+        ("word...", ["word", "..."]),
+        ("U.N.", ["U.N."]),
+        ("2021-03-04,", ["2021", "-", "03", "-", "04", ","]),
+        ("1990–2000", ["1990–2000"]),
+        ("up—or--down", ["up", "—", "or", "--", "down"]),
+        ("O'Neil's", ["O'Neil", "'s"]),
+        ("a_b/c", ["a_b", "/", "c"]),
+        ("$1,000.50).", ["$", "1,000.50", ")", "."]),
+        ("main()", ["main", "(", ")"]),
+        ("example.com", ["example.com"]),
+        ("example.com/a", None),
+        ("end.Next", None),
+        ("a's's", None),
+        ("((((((((((a", None),
         ("word:)", None),
         ("'s", None),
-        ("a/b", None),
+        ("a/b", ["a", "/", "b"]),
+        ("and/or", None),
+        ("10km/h", None),
         ("10km", None),
         ("naïve", None),
         ("", None),
