@@ -168,10 +168,9 @@ def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _write(stream: BinaryIO, buffers: list[bytes]) -> None:
-    for buffer in buffers:
-        view = memoryview(buffer)
-        while view:
-            view = view[stream.write(view) :]
+    view = memoryview(b"".join(buffers))
+    while view:
+        view = view[stream.write(view) :]
 
 
 def _bind_to_parent(parent: int) -> None:

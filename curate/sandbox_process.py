@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gristmill.curate.process_state import peak_rss_kb, process_state
 from gristmill.curate.sandbox_child import EXIT_MEMORY, LENGTHS, pack
 
 PIPE_BYTES = 1 << 20  # Linux's largest pipe for an unprivileged process; most pages fit
+BUFFERS = 64  # given to one call, of at least 16 (POSIX)
 POLL_SECONDS = 5.0
 START_SECONDS = 300.0
 
@@ -117,9 +119,12 @@ class Child:
         self._put(pack({"type": content_type}, job.body))
 
     def _put(self, buffers: list[bytes]) -> None:
-        if not self._out:
-            self._selector.register(self._to, selectors.EVENT_WRITE)
+        waiting = bool(self._out)
         self._out.extend(memoryview(b) for b in buffers if b)
+        if not waiting:
+            self._write()  # most pages fit into the pipe at once
+            if self._out:
+                self._selector.register(self._to, selectors.EVENT_WRITE)
 
     def pump(self, wait: float, stall_seconds: float) -> None:
         """Move bytes both ways; wait up to `wait` seconds for the first of them. Kills a child that sleeps for good."""
@@ -129,6 +134,8 @@ class Child:
                 self._read()
             else:
                 self._write()
+                if not self._out:
+                    self._selector.unregister(self._to)
         if events:
             self._stalled = 0.0
         elif wait:
@@ -144,15 +151,16 @@ class Child:
     def _write(self) -> None:
         try:
             while self._out:
-                written = os.write(self._to, self._out[0])
-                self._out[0] = self._out[0][written:]
-                if not self._out[0]:
-                    self._out.popleft()
+                written = os.writev(self._to, list(islice(self._out, BUFFERS)))
+                while written:
+                    first = self._out.popleft()
+                    if written < len(first):
+                        self._out.appendleft(first[written:])
+                    written = max(0, written - len(first))
         except BlockingIOError:
             return
         except BrokenPipeError:
             self._out.clear()  # it died; its last answers are still to be read
-        self._selector.unregister(self._to)
 
     def _watch(self, waited: float, stall_seconds: float) -> None:
         state, ticks = process_state(self.pid)
