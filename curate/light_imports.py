@@ -1,4 +1,4 @@
-"""Loads spaCy and numba without what they would load for others: 1.8 s of CPU in a process that has torch and scipy.
+"""Loads spaCy and numba without what they would load for others: 1.7 s of CPU in a process that has torch and scipy.
 
 spaCy's thinc imports torch if it is there, spaCy its command line (web clients and templates, 0.2 s), numba scipy's BLAS
 and every package that extends it; nothing here needs any of them. All can be imported as ever afterwards, and numba then
@@ -60,32 +60,6 @@ def _spacy_info(*args: Any, **options: Any) -> Any:
 
 
 @contextmanager
-def _loads_only() -> Iterator[None]:
-    """Functions from numba's disk cache are loaded without all that it knows to compile, which takes 0.1 s to set up.
-
-    numba sets it up before it looks into its cache, and again where it compiles.
-    """
-    from numba.core.caching import Cache
-    from numba.core.runtime import rtsys
-
-    original = Cache.load_overload
-
-    def load_overload(self: Any, sig: Any, context: Any) -> Any:
-        rtsys.initialize(context)
-        context.refresh = lambda: None
-        try:
-            return original(self, sig, context)
-        finally:
-            vars(context).pop("refresh", None)  # None: another `light_numba` around this one
-
-    Cache.load_overload = load_overload  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Cache.load_overload = original  # type: ignore[method-assign]
-
-
-@contextmanager
 def light_numba() -> Iterator[None]:
     """For numba's first use, to compile or load a function that needs neither linear algebra nor other packages' types."""
     from numba.core import entrypoints
@@ -94,7 +68,7 @@ def light_numba() -> Iterator[None]:
     if waiting:
         entrypoints._already_initialized = True
     try:
-        with _held_back("scipy.linalg", _BLAS) as held, _loads_only():
+        with _held_back("scipy.linalg", _BLAS) as held:
             yield
         found = sys.modules.get(_BLAS)
         if held and hasattr(found, "_HAVE_BLAS") and importlib.util.find_spec("scipy") is not None:

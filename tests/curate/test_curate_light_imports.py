@@ -56,24 +56,3 @@ print(*({"pydantic", "numpy", "pyarrow", "zipfile", "importlib.metadata"} & sys.
 """
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == []
-
-
-def test_numba_is_set_up_when_something_is_compiled() -> None:
-    """Loading from the disk cache skips it; a function that is compiled inside or later is as ever."""
-    code = """
-import numba, numpy as np
-from numba.core.caching import Cache
-from gristmill.curate.light_imports import light_numba
-load = Cache.load_overload
-@numba.njit
-def total(values):
-    return values.sum()
-with light_numba():
-    from gristmill.curate.engines.blocks import extract
-    extract("<p>A first page.</p>")
-    assert Cache.load_overload is not load
-assert Cache.load_overload is load
-assert total(np.array([2, 1])) == 3
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
