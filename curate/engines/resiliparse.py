@@ -1,4 +1,4 @@
-"""The fast engine: resiliparse's main-content heuristics over lexbor, eight times as fast as trafilatura.
+"""The fast engine: resiliparse's main-content heuristics over lexbor, four times as fast as trafilatura.
 
 Token F1 on 452 pages with known main text: .871 against trafilatura's .908; it keeps more (recall .955 against .945)
 and more that is not wanted (precision .825 against .897).
