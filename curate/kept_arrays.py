@@ -1,14 +1,15 @@
 """Arrays that every worker would compute anew from the same files, kept in the user's cache folder for the next process.
 
 A file is named by what it is made of, so a changed list makes another one. It begins with a digest of all that follows:
-a torn, damaged or foreign file is not believed and written again. Nothing depends on it but time: where the folder
-cannot be written or read the array is computed. The folder is `$XDG_CACHE_HOME/gristmill`, or `~/.cache/gristmill`.
+a torn or damaged file, or one of another user, is not believed and written again. Nothing depends on it but time: where
+the folder cannot be written or read the array is computed. It is `$XDG_CACHE_HOME/gristmill`, or `~/.cache/gristmill`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,23 +56,27 @@ def _read(path: Path, name: str, dtype: Any) -> np.ndarray | None:
             head = file.read(_HEAD)
             if len(head) < _HEAD or not head.startswith(_MAGIC):
                 return None
-            size = os.fstat(file.fileno()).st_size - _HEAD
+            stat = os.fstat(file.fileno())
+            if stat.st_uid not in (os.geteuid(), 0):
+                return None
             found = np.fromfile(file, dtype)
     except (OSError, ValueError):
         return None
-    if found.nbytes != size or _digest(name, found) != head[len(_MAGIC) :]:
+    if found.nbytes != stat.st_size - _HEAD or _digest(name, found) != head[len(_MAGIC) :]:
         return None
     return found
 
 
 def _write(path: Path, name: str, array: np.ndarray) -> None:
-    temporary = path.with_name(f".tmp-{name}-{os.getpid()}")
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        number, temporary = tempfile.mkstemp(prefix=f".tmp-{name}-", dir=path.parent)
+        with open(number, "wb") as file:
             file.write(_MAGIC + _digest(name, array))
             array.tofile(file)
         os.replace(temporary, path)
     except OSError:  # a full disk, a read-only home: the next process computes it again
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)

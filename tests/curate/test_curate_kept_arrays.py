@@ -63,6 +63,21 @@ def test_a_damaged_file_is_made_again(cache: Path, damage: str) -> None:
     assert make.calls == 2
 
 
+def test_a_file_of_another_user_is_not_believed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Maker()
+    kept_array("name", np.uint64, make)
+    owner = (cache / "name").stat().st_uid
+    if owner == 0:
+        try:
+            os.chown(cache / "name", 65534, -1)
+        except OSError:
+            pytest.skip("owners cannot be changed here")
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    assert kept_array("name", np.uint64, make).tobytes() == ARRAY.tobytes()
+    assert make.calls == 2
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
