@@ -16,7 +16,7 @@ from lxml import html
 from page_engines import PAGES
 
 from gristmill.curate.charset import decode_html
-from gristmill.curate.engines import load_engine, trafilatura_fast
+from gristmill.curate.engines import Favor, Mode, load_engine, trafilatura_fast
 from gristmill.curate.engines.trafilatura_fast import install
 from gristmill.curate.engines.trafilatura_paths import Walk
 
@@ -36,12 +36,11 @@ def text(page, mode, favor, comments, tables):
 json.dump([[text(page, *one) for page in pages] for one in settings], sys.stdout)
 """
 """Another process: once rewritten, the library can't be had as it ships."""
-FAST = list(product(["fast"], ["balanced", "precision", "recall"], [False, True], [True, False]))
-FULL = [
-    ("full", favor, comments, True) for favor, comments in product(["balanced", "precision", "recall"], [False, True])
-]
+Setting = tuple[Mode, Favor, bool, bool]
+FAVORS: list[Favor] = ["balanced", "precision", "recall"]
+FAST: list[Setting] = [("fast", *rest) for rest in product(FAVORS, [False, True], [True, False])]
+FULL: list[Setting] = [("full", favor, comments, True) for favor, comments in product(FAVORS, [False, True])]
 
-Setting = tuple[str, str, bool, bool]
 WORDS = "the of mill grain water stone wheel flour bread street river early Facebook 12 | - { café ﬁn \u200b \x85"
 CLASSES = "comments comment-list post entry cookie-banner sidebar teaser share- hidden nav caption main article-body "
 CLASSES += "infinite-scroll elementor-share-buttons footer single-post content x "
@@ -95,7 +94,7 @@ def untouched(pages: list[str], settings: list[Setting]) -> list[list[object]]:
 def ours(page: str, setting: Setting) -> object:
     mode, favor, comments, tables = setting
     try:
-        return load_engine("trafilatura", mode)(page, tables=tables, comments=comments, favor=favor)  # type: ignore[arg-type]
+        return load_engine("trafilatura", mode)(page, tables=tables, comments=comments, favor=favor)
     except Exception as error:
         return [repr(error)]
 
