@@ -21,7 +21,8 @@ from typing import Any
 from gristmill.curate.charset import decode_html
 from gristmill.curate.extract import page_text
 from gristmill.curate.gate import LanguageGate
-from gristmill.curate.language import Identifier, find_model
+from gristmill.curate.identify import Identifier
+from gristmill.curate.language import find_model
 from gristmill.curate.pages import reading_limits
 from gristmill.curate.schema import Extract
 from gristmill.curate.schema_language import Gate

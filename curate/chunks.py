@@ -125,8 +125,8 @@ def _bytes(lines: Iterable[str]) -> npt.NDArray[np.uint8]:
 
 
 @cache
-def kernel() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The compiled loops. Raises ImportError where numba is missing."""
+def kernel() -> list[Callable[..., Any]]:
+    """The compiled loops: find and insert. Raises ImportError where numba is missing."""
     from gristmill.curate import kernels_chunks
 
     return kernels_chunks.compiled()

@@ -102,11 +102,15 @@ def _sentences_twin(rows: Array, breaks0: Array, breaks1: Array, state0: Array, 
     return total
 
 
+def stretches(start: Array, count: Array) -> Array:
+    """All numbers of the ranges [start, start + count), one range after another: int64 (n,), (n,) -> (sum,)."""
+    ends = np.cumsum(count)
+    out: Array = np.repeat(start - (ends - count), count) + np.arange(int(ends[-1]) if len(ends) else 0)
+    return out
+
+
 def _gather_twin(rows: Array, start: Array, count: Array, *columns: Array) -> list[Array]:
-    counts = count.take(rows)
-    ends = np.cumsum(counts)
-    total = int(ends[-1]) if len(ends) else 0
-    at = np.repeat(start.take(rows) - (ends - counts), counts) + np.arange(total)
+    at = stretches(start.take(rows), count.take(rows))
     return [column.take(at) for column in columns]
 
 

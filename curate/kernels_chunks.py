@@ -12,7 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from gristmill.curate.light_imports import light_numba
+from gristmill.curate.kernels_numba import compiled_loops
 
 _PRIME = np.uint64(0x100000001B3)  # FNV-1a's
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads keys over the table
@@ -127,16 +127,10 @@ def _insert(arena: Any, begin: int, end: int, rows: Any, keys: Any, places: Any,
     return n
 
 
-def compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`_find` and `_insert`, compiled now; without a disk cache where numba finds no folder to write to."""
+def compiled() -> list[Callable[..., Any]]:
+    """`_find` and `_insert`, compiled now."""
     u8, i64, u64, pairs = "uint8[::1]", "int64[::1]", "uint64[::1]", "int64[:, ::1]"
-    signatures = (
+    return compiled_loops(
         (_find, f"int64({u8}, {u64}, {pairs}, {u8}, uint64, {i64}, {i64}, {i64}, {pairs})"),
         (_insert, f"int64({u8}, int64, int64, {i64}, {u64}, {pairs}, uint64)"),
     )
-    with light_numba():
-        try:
-            loops = [numba.njit(signature, cache=True, nogil=True)(loop) for loop, signature in signatures]
-        except (OSError, RuntimeError):
-            loops = [numba.njit(signature, nogil=True)(loop) for loop, signature in signatures]
-    return loops[0], loops[1]

@@ -234,27 +234,24 @@ def _copies(hashes: Any, lengths: Any, step: Any, top_last: int, dup_first: int,
 def compiled_copies() -> Callable[..., Any]:
     """`_copies`, compiled now; apart from the others, which every recipe with rules needs."""
     signature = "int64[::1](uint64[::1], int64[::1], uint64, int64, int64, int64)"
-    with light_numba():
-        try:
-            loop: Callable[..., Any] = numba.njit(signature, cache=True, nogil=True)(_copies)
-        except (OSError, RuntimeError):
-            loop = numba.njit(signature, nogil=True)(_copies)
-    return loop
+    return compiled_loops((_copies, signature))[0]
 
 
 def compiled() -> list[Callable[..., Any]]:
-    """`_ngrams`, `_sentences`, `_gather` and `_hashes`, compiled now; without a disk cache where numba finds no folder to write to."""
+    """`_ngrams`, `_sentences`, `_gather` and `_hashes`, compiled now."""
     u64, i64, i32, u8 = "uint64[::1]", "int64[::1]", "int32[::1]", "uint8[::1]"
-    signatures = (
+    return compiled_loops(
         (_ngrams, f"{i64}({u64}, {u64}, {i64}, uint64, int64, int64, int64)"),
         (_sentences, f"int64({i64}, {i32}, {i32}, {u8}, {u8}, {i64})"),
         (_gather, f"int64({i64}, {i64}, {i64}, {i64}, {u64}, {u64}, {u8}, {i64}, {u64}, {u64}, {u8})"),
         (_hashes, f"int64(uint32[::1], {i64}, uint64, uint64[:, ::1])"),
     )
+
+
+def compiled_loops(*loops: tuple[Callable[..., Any], str]) -> list[Callable[..., Any]]:
+    """Loops compiled for one signature each; without a disk cache where numba finds no folder to write to."""
     with light_numba():
         try:
-            loops: list[Callable[..., Any]]
-            loops = [numba.njit(signature, cache=True, nogil=True)(loop) for loop, signature in signatures]
+            return [numba.njit(signature, cache=True, nogil=True)(loop) for loop, signature in loops]
         except (OSError, RuntimeError):
-            loops = [numba.njit(signature, nogil=True)(loop) for loop, signature in signatures]
-    return loops
+            return [numba.njit(signature, nogil=True)(loop) for loop, signature in loops]

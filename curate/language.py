@@ -21,9 +21,6 @@ from pathlib import Path
 from gristmill.core.errors import GristmillError, UsageError
 from gristmill.core.hashing import sha256_bytes, sha256_file
 from gristmill.curate.identify import INSTALL
-from gristmill.curate.identify import UNKNOWN as UNKNOWN
-from gristmill.curate.identify import Identifier as Identifier
-from gristmill.curate.identify import sampled as sampled
 from gristmill.curate.schema_language import LID_VARIABLE
 
 LID_NAME = "lid.176.ftz"

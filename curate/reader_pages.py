@@ -72,7 +72,7 @@ class Source:
 
 def read(config: Mapping[str, Any], shard: Shard, model: Path, out: Outbox) -> Counters:
     """The `run` of `curate.pages` for a recipe with a reader; same outputs, same columns."""
-    from gristmill.curate.language import Identifier
+    from gristmill.curate.identify import Identifier
     from gristmill.curate.schema_language import Reading
     from gristmill.curate.urls import UrlRules
 

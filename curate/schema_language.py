@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from gristmill.core.settings import Settings
-from gristmill.curate.identify import LID_CHARS as LID_CHARS
-from gristmill.curate.identify import LID_SLICES as LID_SLICES
+from gristmill.curate.identify import LID_CHARS, LID_SLICES
 from gristmill.curate.labels import LID_LABELS, label_hint
 from gristmill.curate.schema_types import Fraction, Positive
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gristmill.curate.chunks import chunk_table
+from gristmill.curate.kernels import stretches
 from gristmill.curate.segmenter import LONG, STOP_WORDS, Column, Ints, word_columns
 from gristmill.curate.words import Words64
 
@@ -69,10 +70,7 @@ class UaxLexicon(threading.local):
         chars, flags = self._columns["chars"].take(rows), self._columns["flags"].take(rows)
         if _JOINER in text:
             rows = self._rows_joined(_JOINED_CHUNKS.findall(text))
-        count = self._columns["count"].take(rows)
-        ends = np.cumsum(count)
-        total = int(ends[-1]) if len(ends) else 0
-        at = np.repeat(self._columns["start"].take(rows) - (ends - count), count) + np.arange(total)
+        at = stretches(self._columns["start"].take(rows), self._columns["count"].take(rows))
         return Tokens(chars, flags, self._hash.take(at), self._length.take(at))
 
     def words(self, text: str) -> list[str]:

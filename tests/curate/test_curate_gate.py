@@ -17,7 +17,8 @@ from gristmill.core.manifest import run_task
 from gristmill.core.stage import Receipt, Shard
 from gristmill.curate.extract import page_text
 from gristmill.curate.gate import LanguageGate
-from gristmill.curate.language import Identifier, find_model
+from gristmill.curate.identify import Identifier
+from gristmill.curate.language import find_model
 from gristmill.curate.pages import Pages
 from gristmill.curate.schema import Extract, Language
 from gristmill.curate.schema_language import Gate

@@ -12,8 +12,9 @@ from language_models import WORDS, sentence, train
 
 from gristmill.core.errors import ConfigError, UsageError
 from gristmill.curate.fasttext_file import model_labels
+from gristmill.curate.identify import Identifier
 from gristmill.curate.labels import LID_LABELS, label_hint, rules_language
-from gristmill.curate.language import Identifier, model_digest
+from gristmill.curate.language import model_digest
 from gristmill.curate.measure import measure_batch
 from gristmill.curate.pages import Pages
 from gristmill.curate.schema import C4Rewrite

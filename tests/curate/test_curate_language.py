@@ -15,8 +15,8 @@ from data_helper import shared_data
 
 from gristmill.core.errors import GristmillError, UsageError
 from gristmill.curate import language
-from gristmill.curate.language import LID_SHA256, UNKNOWN, Identifier, find_model, install, model_digest, sampled
-from gristmill.curate.schema_language import LID_CHARS, LID_SLICES
+from gristmill.curate.identify import LID_CHARS, LID_SLICES, UNKNOWN, Identifier, sampled
+from gristmill.curate.language import LID_SHA256, find_model, install, model_digest
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ import pytest
 from gristmill.core.errors import GristmillError, UsageError
 from gristmill.curate import sandbox as sandboxes
 from gristmill.curate.extract import page_text
-from gristmill.curate.language import Identifier, find_model
+from gristmill.curate.identify import Identifier
+from gristmill.curate.language import find_model
 from gristmill.curate.sandbox import Answer, Job, Sandbox
 from gristmill.curate.sandbox_child import pack, read_frame
 from gristmill.curate.schema import Extract

@@ -7,7 +7,8 @@ from typing import Any
 
 from parity.ask import Difference
 
-from gristmill.curate.language import Identifier, find_model
+from gristmill.curate.identify import Identifier
+from gristmill.curate.language import find_model
 from gristmill.curate.schema import Language, Urls
 from gristmill.curate.tokenizers import tokenizer_of
 from gristmill.curate.urls import UrlRules

@@ -11,7 +11,8 @@ from parity.exceptions import explained
 from parity.languages import address_differences, identified, own_tokenizer
 from parity.real import pages, texts
 
-from gristmill.curate.language import Identifier, find_model
+from gristmill.curate.identify import Identifier
+from gristmill.curate.language import find_model
 
 pytestmark = pytest.mark.real
 
